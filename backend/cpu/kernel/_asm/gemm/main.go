@@ -1,0 +1,5 @@
+package main
+
+import _ "github.com/mmcloughlin/avo/build"
+
+func main() {}
