@@ -1,0 +1,127 @@
+package weights
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"unicode/utf8"
+
+	"nha/atomicfile"
+	"nha/tensor"
+)
+
+// Named is a host tensor to write.
+type Named struct {
+	Name   string
+	Tensor tensor.Tensor
+	As     tensor.DType // the element type in the file; Invalid keeps the tensor's own
+}
+
+func (n Named) dtype() tensor.DType {
+	if n.As != tensor.Invalid {
+		return n.As
+	}
+	return n.Tensor.DType
+}
+
+// Write writes a safetensors file, atomically. The bytes depend on the names, types and values alone, not on the order of
+// the list: tensors lie by falling element size, so that each is aligned, then by name.
+func Write(path string, metadata map[string]string, tensors []Named) error {
+	sorted := slices.Clone(tensors)
+	slices.SortFunc(sorted, func(a, b Named) int {
+		return cmp.Or(cmp.Compare(b.dtype().Size(), a.dtype().Size()), cmp.Compare(a.Name, b.Name))
+	})
+	head, err := formatHeader(metadata, sorted)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return atomicfile.WriteFile(path, 0o644, func(w io.Writer) error {
+		if _, err := w.Write(head); err != nil {
+			return err
+		}
+		for _, n := range sorted {
+			if err := writeTensor(w, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// formatHeader is the length and the JSON, padded with spaces to a multiple of 8.
+func formatHeader(metadata map[string]string, sorted []Named) ([]byte, error) {
+	var b bytes.Buffer
+	b.Write(make([]byte, 8))
+	b.WriteByte('{')
+	seen := map[string]bool{metadataKey: true}
+	if len(metadata) > 0 {
+		text, err := json.Marshal(metadata) // sorts its keys
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&b, "%q:%s", metadataKey, text)
+	}
+	from := 0
+	for _, n := range sorted {
+		switch {
+		case seen[n.Name]:
+			return nil, fmt.Errorf("tensor name %q is taken", n.Name)
+		case !utf8.ValidString(n.Name):
+			return nil, fmt.Errorf("tensor name %q is not valid UTF-8", n.Name)
+		case !n.Tensor.Present() || n.Tensor.Len()*n.Tensor.DType.Size() != len(n.Tensor.Bytes()):
+			return nil, fmt.Errorf("tensor %q is not in host memory", n.Name)
+		}
+		seen[n.Name] = true
+		name, err := json.Marshal(n.Name)
+		if err != nil {
+			return nil, err
+		}
+		if b.Len() > 9 {
+			b.WriteByte(',')
+		}
+		to := from + n.Tensor.Len()*n.dtype().Size()
+		fmt.Fprintf(&b, `%s:{"dtype":"%v","shape":[`, name, n.dtype())
+		for i := range n.Tensor.Shape.Rank() {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			b.WriteString(strconv.Itoa(n.Tensor.Dim(i)))
+		}
+		fmt.Fprintf(&b, `],"data_offsets":[%d,%d]}`, from, to)
+		from = to
+	}
+	b.WriteByte('}')
+	for b.Len()%8 != 0 {
+		b.WriteByte(' ')
+	}
+	head := b.Bytes()
+	if len(head)-8 > maxHeader {
+		return nil, fmt.Errorf("header of %d bytes is over the format's limit of %d", len(head)-8, maxHeader)
+	}
+	binary.LittleEndian.PutUint64(head, uint64(len(head)-8))
+	return head, nil
+}
+
+// writeTensor writes the elements, converted a piece at a time where the file's type is another.
+func writeTensor(w io.Writer, n Named) error {
+	t := n.Tensor
+	if n.dtype() == t.DType {
+		_, err := w.Write(t.Bytes())
+		return err
+	}
+	const piece = 1 << 16
+	t = t.View(t.Len())
+	for at := 0; at < t.Len(); at += piece {
+		c := tensor.New(n.dtype(), tensor.Of(min(piece, t.Len()-at)))
+		tensor.Convert(c, t.At(at, c.Shape))
+		if _, err := w.Write(c.Bytes()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
