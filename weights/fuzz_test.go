@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"testing"
 
+	"nha/mapfile"
 	"nha/tensor"
 )
 
@@ -23,7 +24,7 @@ func FuzzOpen(f *testing.F) {
 	f.Add(raw(`{"a":{"dtype":"F64","shape":[1],"data_offsets":[1,9]},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 9))
 	f.Add(raw(`{"__metadata__":{"a":"b"},"a":{"dtype":"BF16","shape":[0,9223372036854775807],"data_offsets":[0,0]}}`, 0))
 	f.Fuzz(func(t *testing.T, file []byte) {
-		data, err := readAll(bytes.NewReader(file), len(file))
+		data, err := mapfile.Read(bytes.NewReader(file), len(file))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,13 +2,11 @@ package weights
 
 import (
 	"fmt"
-	"io"
 	"maps"
-	"os"
 	"slices"
 	"sync"
-	"unsafe"
 
+	"nha/mapfile"
 	"nha/tensor"
 )
 
@@ -38,7 +36,7 @@ type File struct {
 // Open maps the safetensors file at path and checks its header; the error names the file and, where one is at fault, the
 // tensor.
 func Open(path string) (*File, error) {
-	data, unmap, err := load(path)
+	data, unmap, err := mapfile.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -97,32 +95,4 @@ func (f *File) Close() error {
 		return fmt.Errorf("%s: unmap: %w", f.path, err)
 	}
 	return nil
-}
-
-// open is the file at path and its size, which a []byte can have.
-func open(path string) (*os.File, int, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s: not a regular file", path)
-	}
-	if err == nil && int64(int(info.Size())) != info.Size() {
-		err = fmt.Errorf("%s: %d bytes do not fit this machine's address space", path, info.Size())
-	}
-	if err != nil {
-		f.Close()
-		return nil, 0, err
-	}
-	return f, int(info.Size()), nil
-}
-
-// readAll reads size bytes of r into memory that is aligned for every element type.
-func readAll(r io.Reader, size int) ([]byte, error) {
-	words := make([]uint64, size/8+1)
-	data := unsafe.Slice((*byte)(unsafe.Pointer(&words[0])), size)
-	_, err := io.ReadFull(r, data)
-	return data, err
 }

@@ -315,19 +315,6 @@ func TestReplaceWhileOpen(t *testing.T) {
 	}
 }
 
-func TestReadAll(t *testing.T) {
-	for size := range 20 {
-		want := raw("", size)
-		got, err := readAll(bytes.NewReader(want), len(want))
-		if err != nil || !bytes.Equal(got, want) {
-			t.Fatalf("%d bytes: %v (%v)", size, got, err)
-		}
-	}
-	if _, err := readAll(strings.NewReader("abc"), 4); err == nil {
-		t.Fatal("a file that shrank was read")
-	}
-}
-
 func TestMatch(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a")
 	var list []Named
