@@ -1,0 +1,93 @@
+package kernel
+
+// The skinny product of decoding, y = x W^T with a few rows of x: W is read once, so memory is the floor and nothing is packed.
+//
+// Four rows of W stream past up to gemvDotRows rows of x, which stay in L1; further rows of x find the four still there.
+// Ranges of W's rows go to the threads.
+
+const (
+	gemvRows   = 16       // m up to which a product is skinny
+	gemvChunk  = 64 << 10 // bytes of W to a range
+	gemvSerial = 64 << 10 // elements of W, times m, below which one thread is faster
+)
+
+// The kernels in use, how many rows of x they take, and what k must be a multiple of.
+var (
+	gemvDotF32  = gemvDotF32Generic
+	gemvDotBF16 = gemvDotBF16Generic
+	gemvDotF16  = gemvDotF16Generic
+	gemvDotRows = 3
+	gemvDotStep = 4
+)
+
+const gemvMaxDotRows = 6
+
+func init() {
+	register("generic", func() {
+		gemvDotF32, gemvDotBF16, gemvDotF16 = gemvDotF32Generic, gemvDotBF16Generic, gemvDotF16Generic
+		gemvDotRows, gemvDotStep = 3, 4
+	})
+}
+
+func (j *gemmJob) runSkinny(p *Pool) {
+	g := &j.call
+	j.phase = gemmSkinny
+	size := 4
+	if g.element != gemmF32 {
+		size = 2
+	}
+	j.cols = min(ceil(g.n, 4), ceil(g.n*g.k*size, gemvChunk))
+	if g.m*g.n*g.k <= gemvSerial {
+		j.cols = 1
+	}
+	if j.cols == 1 {
+		j.Do(0, 0)
+		return
+	}
+	p.Run(j.cols, j)
+}
+
+// skinny computes range index of C's columns, that is of W's rows.
+func (j *gemmJob) skinny(worker, index int) {
+	g := &j.call
+	out := j.workspaces[worker].tile[:4*gemvMaxDotRows]
+	from, to := part(index, j.cols, g.n, 4)
+	k := g.k / gemvDotStep * gemvDotStep
+	groups := ceil(g.m, gemvDotRows)
+	for c := from; c < to; {
+		// Rows that do not make four are done one at a time, as four times the same.
+		width, ldb := 4, g.ldb
+		if c+4 > to {
+			width, ldb = 1, 0
+		}
+		for t := range groups {
+			r0, r1 := tileRows(t, groups, g.m)
+			x := g.a[r0*g.lda:]
+			switch g.element {
+			case gemmF32:
+				gemvDotF32(r1-r0, k, x, g.lda, g.b[c*g.ldb:], ldb, out)
+			case gemmBF16:
+				gemvDotBF16(r1-r0, k, x, g.lda, g.half[c*g.ldb:], ldb, out)
+			case gemmF16:
+				gemvDotF16(r1-r0, k, x, g.lda, g.half[c*g.ldb:], ldb, out)
+			}
+			for i := r0; i < r1; i++ {
+				for w := range width {
+					v := out[4*(i-r0)+w]
+					for p := k; p < g.k; p++ {
+						v += g.a[i*g.lda+p] * g.weight((c+w)*g.ldb+p)
+					}
+					if g.bias != nil {
+						v += g.bias[c+w]
+					}
+					at := i*g.ldc + c + w
+					if g.accumulate {
+						v += g.c[at]
+					}
+					g.c[at] = v
+				}
+			}
+		}
+		c += width
+	}
+}
