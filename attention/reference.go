@@ -244,7 +244,7 @@ func (s *sequence) attend(now slots, t, n int) probabilities {
 
 // save writes a state, or the gradient of one: of the extended tokens those from first on go into the ring, oldest in row 0.
 func (s *sequence) save(to *State, position, count, first int, slotKeys, slotValues, k, v, g rows) {
-	to.Reserve(s.Config, count)
+	to.Reserve(s.Config, position)
 	to.Position, to.Start, to.Count = position, 0, count
 	store(to.SlotKeys, 0, slotKeys)
 	store(to.SlotValues, 0, slotValues)

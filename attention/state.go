@@ -87,10 +87,10 @@ func (s *State) Row(i int) int {
 	return i
 }
 
-// Reserve makes room for n tokens in the ring of a full window, to which others already have room. Growing moves the oldest
-// token to row 0 and replaces the ring's tensors.
+// Reserve makes room for a sequence of n tokens: the ring of a full window grows by doubling, which moves the oldest token to
+// row 0 and replaces the ring's tensors. The ring of any other window has its W rows already.
 func (s *State) Reserve(c *Config, n int) {
-	if n <= s.Capacity() {
+	if c.Window != Full || n <= s.Capacity() {
 		return
 	}
 	old := *s
@@ -99,7 +99,7 @@ func (s *State) Reserve(c *Config, n int) {
 	old.copyRing(s)
 }
 
-// copyRing copies the tokens of s to the rows from 0 on of another ring of at least Count rows, rounding to its type.
+// copyRing copies the tokens of s to the rows from 0 on of another ring of the same type and at least Count rows.
 func (s *State) copyRing(to *State) {
 	from, into := s.ringTensors(), to.ringTensors()
 	for i, t := range from {
@@ -141,10 +141,29 @@ func (s *State) Clone() *State {
 	return &c
 }
 
-// ConvertTo is a copy with a ring of type d, oldest token in row 0.
-func (s *State) ConvertTo(c *Config, d tensor.DType) *State {
-	t := NewState(c, d)
-	t.Reserve(c, s.Count)
+// ConvertTo is a copy with a ring of type d.
+func (s *State) ConvertTo(d tensor.DType) *State {
+	c := *s
+	convert := func(t *tensor.Tensor, d tensor.DType) {
+		if t.Present() {
+			converted := tensor.New(d, t.Shape)
+			tensor.Convert(converted, *t)
+			*t = converted
+		}
+	}
+	convert(&c.SlotKeys, gateType(d))
+	convert(&c.SlotValues, gateType(d))
+	convert(&c.Keys, d)
+	convert(&c.Values, d)
+	convert(&c.LogGates, gateType(d))
+	return &c
+}
+
+// Aligned is a copy whose ring begins in row 0, with zeros in the rows that no token uses: states that are equal then have
+// equal tensors.
+func (s *State) Aligned(c *Config) *State {
+	t := NewState(c, s.DType())
+	t.Reserve(c, s.Position)
 	t.Position, t.Count = s.Position, s.Count
 	if c.Slots > 0 {
 		tensor.Convert(t.SlotKeys, s.SlotKeys)
@@ -225,7 +244,7 @@ func (s *State) MaxError(c *Config, want *State) float64 {
 	if s.Position != want.Position || s.Check(c) != nil || want.Check(c) != nil {
 		return math.Inf(1)
 	}
-	x, y, worst := s.ConvertTo(c, tensor.F64), want.ConvertTo(c, tensor.F64), 0.0
+	x, y, worst := s.Aligned(c), want.Aligned(c), 0.0
 	a := [...]tensor.Tensor{x.SlotKeys, x.SlotValues, x.Keys, x.Values, x.LogGates}
 	b := [...]tensor.Tensor{y.SlotKeys, y.SlotValues, y.Keys, y.Values, y.LogGates}
 	for i := range a {

@@ -209,8 +209,8 @@ func (v *Vector) Call(d tensor.DType) (*attention.Call, *attention.Gradients) {
 // state reads the state of sequence i.
 func (v *Vector) state(prefix string, i, position int, d tensor.DType) *attention.State {
 	c, s := v.Config, attention.NewState(v.Config, d)
+	s.Reserve(c, position)
 	s.Position, s.Count = position, min(c.Window, position)
-	s.Reserve(c, s.Count)
 	for at, t := range []tensor.Tensor{s.SlotKeys, s.SlotValues} {
 		if t.Present() {
 			tensor.Convert(t, v.tensors[prefix+slotNames[at]].View(len(v.Lengths), t.Len()).Narrow(i, i+1))
