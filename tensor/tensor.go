@@ -109,7 +109,9 @@ func fromSlice[E any](d DType, x []E, dims []int) Tensor {
 }
 
 // OnDevice is a tensor at a device address.
-func OnDevice(d DType, s Shape, address uintptr) Tensor { return Tensor{DType: d, Shape: s, address: address} }
+func OnDevice(d DType, s Shape, address uintptr) Tensor {
+	return Tensor{DType: d, Shape: s, address: address}
+}
 
 // Present reports whether t is a tensor at all.
 func (t Tensor) Present() bool { return t.DType != Invalid }
@@ -117,8 +119,13 @@ func (t Tensor) Present() bool { return t.DType != Invalid }
 // Address is the device address, 0 for a host tensor.
 func (t Tensor) Address() uintptr { return t.address }
 
-// Len is the number of elements.
-func (t Tensor) Len() int { return t.Shape.Len() }
+// Len is the number of elements, 0 for no tensor.
+func (t Tensor) Len() int {
+	if t.DType == Invalid {
+		return 0
+	}
+	return t.Shape.Len()
+}
 
 // Dim is Shape.Dim.
 func (t Tensor) Dim(i int) int { return t.Shape.Dim(i) }
@@ -166,6 +173,19 @@ func (t Tensor) At(offset int, s Shape) Tensor {
 		t.address += uintptr(offset * size)
 	}
 	return t
+}
+
+// Reinterpret is the beginning of t's memory as a tensor of type d and shape s.
+func (t Tensor) Reinterpret(d DType, s Shape) Tensor {
+	n := s.Len() * d.Size()
+	if n > t.Len()*t.DType.Size() {
+		panic(fmt.Sprintf("tensor: %v %v in %d bytes", d, s, t.Len()*t.DType.Size()))
+	}
+	r := Tensor{DType: d, Shape: s, address: t.address}
+	if t.data != nil {
+		r.data = t.data[:n:n]
+	}
+	return r
 }
 
 // Bytes is the host memory; nil for a device tensor.

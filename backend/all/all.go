@@ -1,0 +1,4 @@
+// Package all registers every backend of this build.
+package all
+
+import _ "nha/backend/ref"

@@ -1,0 +1,196 @@
+package model
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"math"
+	"math/rand/v2"
+	"strings"
+
+	"nha/attention"
+	"nha/autograd"
+	"nha/backend"
+	"nha/nn"
+	"nha/tensor"
+	"nha/weights"
+)
+
+// Init is how a new model's parameters start (SPEC 2).
+type Init struct {
+	Seed         uint64
+	Std          float64 // of every matrix but the embedding; o_proj and down_proj are scaled by 1/sqrt(2 layers). 0 means 0.02
+	EmbeddingStd float64 // 0 means Std
+	GateBiasLow  float64 // gate_bias: linear over the slots of a head, from low ...
+	GateBiasHigh float64 // ... to high
+}
+
+// New is a model with fresh parameters that can be trained. The same seed gives the same parameters on every backend.
+func New(c Config, b backend.Backend, init Init) (*Model, error) {
+	if err := c.Resolve(); err != nil {
+		return nil, err
+	}
+	if init.Std == 0 {
+		init.Std = 0.02
+	}
+	if init.EmbeddingStd == 0 {
+		init.EmbeddingStd = init.Std
+	}
+	m := allocate(c, b, true)
+	for i, s := range c.Specs() {
+		m.b.Write(m.parameters[i].Value.Tensor, init.start(&c, s))
+	}
+	return m, nil
+}
+
+// start draws one parameter, from a generator of its own so that no other parameter's shape matters.
+func (in Init) start(c *Config, s weights.Spec) tensor.Tensor {
+	x := make([]float32, s.Shape.Len())
+	std := in.Std
+	switch {
+	case s.Shape.Rank() == 1 && strings.HasSuffix(s.Name, ".bias"): // the gate's
+		for i := range x {
+			slot := float64(i % c.NumSlots)
+			x[i] = float32(in.GateBiasLow + (in.GateBiasHigh-in.GateBiasLow)*slot/math.Max(1, float64(c.NumSlots-1)))
+		}
+		return tensor.FromF32(x, s.Shape.Dims()...)
+	case s.Shape.Rank() == 1:
+		for i := range x {
+			x[i] = 1
+		}
+		return tensor.FromF32(x, s.Shape.Dims()...)
+	case s.Name == embeddingName:
+		std = in.EmbeddingStd
+	case strings.HasSuffix(s.Name, "o_proj.weight") || strings.HasSuffix(s.Name, "down_proj.weight"):
+		std /= math.Sqrt(2 * float64(c.NumHiddenLayers))
+	}
+	h := fnv.New64a()
+	h.Write([]byte(s.Name))
+	r := rand.New(rand.NewPCG(in.Seed, h.Sum64()))
+	for i := range x {
+		x[i] = float32(std * r.NormFloat64())
+	}
+	return tensor.FromF32(x, s.Shape.Dims()...)
+}
+
+// align keeps every parameter's start in the flat buffers on a cache line.
+const align = 16
+
+// allocate builds the model over one flat buffer of parameters and, to train, one of gradients.
+func allocate(c Config, b backend.Backend, train bool) *Model {
+	total := 0
+	specs := c.Specs()
+	offsets := make([]int, len(specs))
+	for i, s := range specs {
+		offsets[i] = total
+		total += (s.Shape.Len() + align - 1) / align * align
+	}
+	var gradients tensor.Tensor
+	data := b.Alloc(b.DType(), tensor.Of(total))
+	if train {
+		gradients = b.Alloc(b.DType(), tensor.Of(total))
+	}
+	values := map[string]*autograd.Value{}
+	m := &Model{Config: c, b: b, data: data, gradients: gradients}
+	for i, s := range specs {
+		var g tensor.Tensor
+		if train {
+			g = gradients.At(offsets[i], s.Shape)
+		}
+		v := autograd.Parameter(data.At(offsets[i], s.Shape), g)
+		values[s.Name] = v
+		m.parameters = append(m.parameters, Parameter{Name: s.Name, Value: v, Offset: offsets[i]})
+	}
+	m.assemble(values)
+	return m
+}
+
+// assemble wires the blocks to the parameters.
+func (m *Model) assemble(values map[string]*autograd.Value) {
+	c := &m.Config
+	m.rope = attention.NewRope(c.HeadDim, c.RopeTheta)
+	m.embedding, m.head = values[embeddingName], values[headName]
+	if c.TieWordEmbeddings {
+		m.head = m.embedding
+	}
+	norm := func(s weights.Spec) nn.RMSNorm { return nn.RMSNorm{Weight: values[s.Name], Epsilon: c.NormEps} }
+	linear := func(s weights.Spec) nn.Linear { return nn.Linear{Weight: values[s.Name]} }
+	m.norm = norm(weights.Spec{Name: normName})
+	m.blocks = make([]block, c.NumHiddenLayers)
+	for i := range m.blocks {
+		op, err := c.Attention(i, m.rope)
+		if err != nil {
+			panic("model: unresolved configuration: " + err.Error())
+		}
+		s := c.layerSpecs(i)
+		gate := linear(s.f)
+		gate.Bias = values[s.fBias.Name]
+		m.blocks[i] = block{attention: op, attnNorm: norm(s.attnNorm), q: linear(s.q), k: linear(s.k), v: linear(s.v), gate: gate,
+			outputNorm: norm(s.gNorm), o: linear(s.o), mlpNorm: norm(s.mlpNorm),
+			mlp: nn.SwiGLU{Gate: linear(s.gate), Up: linear(s.up), Down: linear(s.down)}, activateValues: c.ValueActivation == "silu"}
+	}
+}
+
+// SetWindows moves the dial: the windows of all layers, with the same weights. States made before no longer fit.
+func (m *Model) SetWindows(w Windows) error {
+	c := m.Config
+	c.LayerWindows = w
+	if err := c.Resolve(); err != nil {
+		return err
+	}
+	m.Config = c
+	for i := range m.blocks {
+		m.blocks[i].attention.Window = w[i]
+	}
+	return nil
+}
+
+// Flat is the buffers that hold all parameters and all gradients, for the optimiser: one element of padding or parameter
+// each, in the order and at the offsets of Parameters.
+func (m *Model) Flat() (data, gradients tensor.Tensor) { return m.data, m.gradients }
+
+// Hash identifies the function that the model computes, for states and sessions: its configuration (the windows apart, which states record
+// themselves) and the first and last 4 KiB of every tensor.
+func (m *Model) Hash() string {
+	if m.hash != "" {
+		return m.hash
+	}
+	c := m.Config
+	c.LayerWindows, c.DType = nil, ""
+	h := sha256.New()
+	if err := json.NewEncoder(h).Encode(c); err != nil {
+		panic(fmt.Sprintf("model: configuration does not encode: %v", err))
+	}
+	const part = 1024 // elements
+	for _, p := range m.parameters {
+		n := p.Value.Len()
+		for _, from := range []int{0, max(0, n-part)} {
+			piece := tensor.New(tensor.F32, tensor.Of(min(part, n)))
+			m.b.Read(piece, p.Value.Tensor.At(from, piece.Shape))
+			h.Write([]byte(p.Name))
+			_ = binary.Write(h, binary.LittleEndian, piece.F32()) // a hash does not fail
+		}
+	}
+	m.hash = hex.EncodeToString(h.Sum(nil))
+	return m.hash
+}
+
+// Close gives back what the model holds: its memory, and the files it reads from.
+func (m *Model) Close() error {
+	var first error
+	for _, c := range m.closers {
+		if err := c(); err != nil && first == nil {
+			first = err
+		}
+	}
+	if m.data.Present() {
+		m.b.Free(m.data)
+	}
+	if m.gradients.Present() {
+		m.b.Free(m.gradients)
+	}
+	return first
+}

@@ -1,0 +1,182 @@
+// Package model is the language models: their configuration with a window for every layer, their blocks on the one operator,
+// and their directories in Hugging Face's layout. One model serves training, prefill and decoding, which therefore compute
+// the same function.
+package model
+
+import (
+	"fmt"
+
+	"nha/attention"
+	"nha/autograd"
+	"nha/backend"
+	"nha/nn"
+	"nha/tensor"
+)
+
+// Model is a language model on a backend. It serves one goroutine at a time.
+type Model struct {
+	Config Config
+
+	b          backend.Backend
+	parameters []Parameter
+	embedding  *autograd.Value
+	blocks     []block
+	norm       nn.RMSNorm
+	head       *autograd.Value
+	rope       *attention.Rope
+
+	data, gradients tensor.Tensor // the flat buffers behind all parameters; absent when they lie elsewhere
+	closers         []func() error
+	hash            string
+}
+
+// Parameter is one trainable tensor by its checkpoint name. Offset is where it starts in the flat buffers, in elements.
+type Parameter struct {
+	Name   string
+	Value  *autograd.Value
+	Offset int
+}
+
+// block is one layer: x += mixer(norm(x)); x += mlp(norm(x)).
+type block struct {
+	attention     *attention.Config
+	attnNorm      nn.RMSNorm
+	q, k, v, gate nn.Linear // gate: z, absent where M = 0
+	outputNorm    nn.RMSNorm
+	o             nn.Linear
+	mlpNorm       nn.RMSNorm
+	mlp           nn.SwiGLU
+
+	activateValues bool
+	flow           autograd.StateFlow
+	inPlace        []*attention.State // scratch of states
+}
+
+// Batch is a packed batch: the tokens of all sequences, one after the other.
+type Batch struct {
+	Tokens  []int32
+	Lengths []int                                  // tokens of every sequence
+	Targets []int32                                // the token to predict after each token; negative: none. Needed for a loss only
+	States  []*State                               // per sequence; advanced in place by a forward that does not record. nil: from empty, not kept
+	Shares  func(layer int, share *autograd.Value) // when set, called with every layer's slot shares [N, Hq]
+}
+
+// Backend is where the model computes.
+func (m *Model) Backend() backend.Backend { return m.b }
+
+// Parameters lists the trainable tensors in checkpoint order.
+func (m *Model) Parameters() []Parameter { return m.parameters }
+
+// Parameter finds a trainable tensor by its checkpoint name.
+func (m *Model) Parameter(name string) (Parameter, bool) {
+	for _, p := range m.parameters {
+		if p.Name == name {
+			return p, true
+		}
+	}
+	return Parameter{}, false
+}
+
+// Check refuses a batch that does not fit the model: a token outside the vocabulary, lengths that do not add up.
+func (m *Model) Check(b *Batch) error {
+	n := 0
+	for _, l := range b.Lengths {
+		if l < 1 {
+			return fmt.Errorf("a sequence of %d tokens: every sequence needs at least one", l)
+		}
+		n += l
+	}
+	if n != len(b.Tokens) || n == 0 {
+		return fmt.Errorf("%d tokens in sequences of %d in all", len(b.Tokens), n)
+	}
+	if b.Targets != nil && len(b.Targets) != n {
+		return fmt.Errorf("%d targets for %d tokens", len(b.Targets), n)
+	}
+	if b.States != nil && len(b.States) != len(b.Lengths) {
+		return fmt.Errorf("%d states for %d sequences", len(b.States), len(b.Lengths))
+	}
+	for _, list := range [][]int32{b.Tokens, b.Targets} {
+		for _, id := range list {
+			if int(id) >= m.Config.VocabSize {
+				return fmt.Errorf("token %d is outside the model's vocabulary of %d: is this its tokenizer?", id, m.Config.VocabSize)
+			}
+		}
+	}
+	for _, id := range b.Tokens {
+		if id < 0 {
+			return fmt.Errorf("token %d is negative", id)
+		}
+	}
+	return nil
+}
+
+// Hidden is the normed hidden states before the head, [N, hidden]. The batch must have passed Check. With States and a tape that does not record, the states
+// are advanced in place.
+func (m *Model) Hidden(t *autograd.Tape, b *Batch) *autograd.Value {
+	ids := t.Input(tensor.FromI32(b.Tokens, len(b.Tokens)))
+	x := t.Embed(m.embedding, ids)
+	for i := range m.blocks {
+		mark := t.Mark()
+		before := x
+		x = m.blocks[i].forward(t, i, b, x)
+		t.Keep(mark, x)
+		t.Drop(before)
+	}
+	for i, s := range b.States {
+		s.Position += b.Lengths[i]
+	}
+	return m.norm.Forward(t, x)
+}
+
+// forward maps the residual stream [N, hidden] to the next one.
+func (l *block) forward(t *autograd.Tape, layer int, b *Batch, x *autograd.Value) *autograd.Value {
+	h := l.attnNorm.Forward(t, x)
+	q, k, v := l.q.Forward(t, h), l.k.Forward(t, h), l.v.Forward(t, h)
+	var z *autograd.Value
+	if l.gate.Weight != nil {
+		z = l.gate.Forward(t, h)
+	}
+	if l.activateValues {
+		v = t.SiLU(v)
+	}
+	o, share := t.NHA(l.attention, b.Lengths, q, k, v, z, b.Shares != nil, l.states(layer, b))
+	if b.Shares != nil {
+		b.Shares(layer, share)
+	}
+	if l.outputNorm.Weight != nil {
+		o = l.outputNorm.Forward(t, t.SiLU(o))
+	}
+	x = l.o.AddTo(t, x, o)
+	return l.mlp.AddTo(t, x, l.mlpNorm.Forward(t, x))
+}
+
+// states is the batch's states of one layer, in place; nil where there are none.
+func (l *block) states(layer int, b *Batch) *autograd.StateFlow {
+	if b.States == nil {
+		return nil
+	}
+	l.inPlace = l.inPlace[:0]
+	for _, s := range b.States {
+		l.inPlace = append(l.inPlace, s.Layers[layer])
+	}
+	l.flow = autograd.StateFlow{Initial: l.inPlace, Final: l.inPlace}
+	return &l.flow
+}
+
+// Logits is the head's output for the given rows of hidden [N, hidden]: [to - from, vocabulary].
+func (m *Model) Logits(t *autograd.Tape, hidden *autograd.Value, from, to int) *autograd.Value {
+	return t.Linear(t.Rows(hidden, from, to), m.head, nil, nil)
+}
+
+// Loss is the summed negative log-likelihood, in nats, of the batch's targets and how many there are. When the tape records, the gradient of
+// scale times that sum is ready for Backward. The batch must have passed Check.
+func (m *Model) Loss(t *autograd.Tape, b *Batch, scale float64) (sum float64, count int) {
+	hidden := m.Hidden(t, b)
+	targets := t.Input(tensor.FromI32(b.Targets, len(b.Targets)))
+	for _, id := range b.Targets {
+		if id >= 0 {
+			count++
+		}
+	}
+	return t.CrossEntropy(hidden, m.head, targets, scale), count
+}
