@@ -31,6 +31,7 @@ const (
 	gemmPacked = 4 << 20
 	gemmMaxRow = 12 // largest tile of any instruction set
 	gemmMaxCol = 32
+	gemmSlack  = 16
 
 	// gemmSerialWork is the m n k below which waking a thread costs more than it brings.
 	gemmSerialWork = 64 * 64 * 64
@@ -43,6 +44,7 @@ var (
 	gemmTile          = gemmTileGeneric
 	gemmRows          = gemmGenericRows
 	gemmCols          = gemmGenericCols
+	gemmCopy          = gemmCopyGeneric
 	gemmTransposeF32  = gemmTransposeF32Generic
 	gemmTransposeBF16 = gemmTransposeBF16Generic
 	gemmTransposeF16  = gemmTransposeF16Generic
@@ -51,6 +53,7 @@ var (
 func init() {
 	register("generic", func() {
 		gemmTile, gemmRows, gemmCols = gemmTileGeneric, gemmGenericRows, gemmGenericCols
+		gemmCopy = gemmCopyGeneric
 		gemmTransposeF32, gemmTransposeBF16, gemmTransposeF16 = gemmTransposeF32Generic, gemmTransposeBF16Generic, gemmTransposeF16Generic
 	})
 }

@@ -36,3 +36,6 @@ func gemmTransposeBF16AVX2(blocks int, src []uint16, srcRow int, dst []float32, 
 
 // gemmTransposeF16AVX2 is gemmTransposeGeneric for F16.
 func gemmTransposeF16AVX2(blocks int, src []uint16, srcRow int, dst []float32, dstRow int)
+
+// gemmCopyAVX2 is gemmCopyGeneric.
+func gemmCopyAVX2(rows int, width int, src []float32, srcRow int, dst []float32, dstRow int)

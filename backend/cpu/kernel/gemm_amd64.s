@@ -6767,3 +6767,61 @@ block:
 	JNZ        block
 	VZEROUPPER
 	RET
+
+DATA gemmLanes<>+0(SB)/4, $0x00000000
+DATA gemmLanes<>+4(SB)/4, $0x00000001
+DATA gemmLanes<>+8(SB)/4, $0x00000002
+DATA gemmLanes<>+12(SB)/4, $0x00000003
+DATA gemmLanes<>+16(SB)/4, $0x00000004
+DATA gemmLanes<>+20(SB)/4, $0x00000005
+DATA gemmLanes<>+24(SB)/4, $0x00000006
+DATA gemmLanes<>+28(SB)/4, $0x00000007
+DATA gemmLanes<>+32(SB)/4, $0x00000008
+DATA gemmLanes<>+36(SB)/4, $0x00000009
+DATA gemmLanes<>+40(SB)/4, $0x0000000a
+DATA gemmLanes<>+44(SB)/4, $0x0000000b
+DATA gemmLanes<>+48(SB)/4, $0x0000000c
+DATA gemmLanes<>+52(SB)/4, $0x0000000d
+DATA gemmLanes<>+56(SB)/4, $0x0000000e
+DATA gemmLanes<>+60(SB)/4, $0x0000000f
+GLOBL gemmLanes<>(SB), RODATA|NOPTR, $64
+
+// func gemmCopyAVX2(rows int, width int, src []float32, srcRow int, dst []float32, dstRow int)
+// Requires: AVX, AVX2
+TEXT ·gemmCopyAVX2(SB), NOSPLIT, $0-80
+	MOVQ         rows+0(FP), AX
+	MOVQ         width+8(FP), CX
+	MOVQ         src_base+16(FP), DX
+	MOVQ         srcRow+40(FP), BX
+	SHLQ         $0x02, BX
+	MOVQ         dst_base+48(FP), SI
+	MOVQ         dstRow+72(FP), DI
+	SHLQ         $0x02, DI
+	VMOVD        CX, X0
+	VPBROADCASTD X0, Y0
+	VPCMPGTD     gemmLanes<>+0(SB), Y0, Y1
+	VPCMPGTD     gemmLanes<>+32(SB), Y0, Y0
+	CMPQ         CX, $0x08
+	JLE          copy1
+
+copy2:
+	VMASKMOVPS (DX), Y1, Y2
+	VMOVUPS    Y2, (SI)
+	VMASKMOVPS 32(DX), Y0, Y2
+	VMOVUPS    Y2, 32(SI)
+	ADDQ       BX, DX
+	ADDQ       DI, SI
+	DECQ       AX
+	JNZ        copy2
+	VZEROUPPER
+	RET
+
+copy1:
+	VMASKMOVPS (DX), Y1, Y0
+	VMOVUPS    Y0, (SI)
+	ADDQ       BX, DX
+	ADDQ       DI, SI
+	DECQ       AX
+	JNZ        copy1
+	VZEROUPPER
+	RET

@@ -6,7 +6,7 @@ import "math"
 
 const (
 	gemmGenericRows = 4
-	gemmGenericCols = 8
+	gemmGenericCols = 16
 )
 
 // gemmTileGeneric computes rows of C (rows at most gemmRows, gemmCols wide): alpha times the product of A's tile, element (i,p)
@@ -79,6 +79,14 @@ func gemmTile1x4(sums *[4]float32, k int, a []float32, aCol int, b []float32, bR
 		c3 += x * r[3]
 	}
 	*sums = [4]float32{c0, c1, c2, c3}
+}
+
+// gemmCopyGeneric copies the first width floats, 1 to 16, of each row. Behind them it may write zeros, up to a multiple of 8;
+// gemmSlack is what that can take behind the last row.
+func gemmCopyGeneric(rows, width int, src []float32, srcRow int, dst []float32, dstRow int) {
+	for p := range rows {
+		copy(dst[p*dstRow:p*dstRow+width], src[p*srcRow:])
+	}
 }
 
 // gemmTransposeF32Generic writes element (i,p) of 8 rows and 8*blocks columns, at src[i*srcRow+p], to dst[p*dstRow+i].

@@ -7,6 +7,7 @@ import "golang.org/x/sys/cpu"
 func init() {
 	register("avx2", func() {
 		gemmTile, gemmRows, gemmCols = gemmTileAVX2, 6, 16
+		gemmCopy = gemmCopyAVX2
 		gemmTransposeF32, gemmTransposeBF16 = gemmTransposeF32AVX2, gemmTransposeBF16AVX2
 		gemvDotF32, gemvDotBF16 = gemvDotF32AVX2, gemvDotBF16AVX2
 		gemvDotRows, gemvDotStep = 3, 8

@@ -4,8 +4,7 @@ package kernel
 // a few streams), tile after tile and k by k where A is transposed.
 func (g *gemmCall) packBlock(ws *Workspace, i0, i1, p0, p1, tiles int) {
 	depth := p1 - p0
-	dst := grow(&ws.a, (i1-i0)*depth)
-	ws.a = dst
+	dst := grow(&ws.a, (i1-i0)*depth+gemmSlack)
 	if g.op != TN {
 		for i := i0; i < i1; i++ {
 			copy(dst[(i-i0)*depth:(i-i0+1)*depth], g.a[i*g.lda+p0:])
@@ -14,23 +13,7 @@ func (g *gemmCall) packBlock(ws *Workspace, i0, i1, p0, p1, tiles int) {
 	}
 	for t := range tiles {
 		r0, r1 := tileRows(t, tiles, i1-i0)
-		packColumns(dst[r0*depth:r1*depth], g.a[p0*g.lda+i0+r0:], g.lda, r1-r0)
-	}
-}
-
-// packColumns copies rows of width floats, lda apart, until dst is full.
-func packColumns(dst, src []float32, lda, width int) {
-	if width == 6 {
-		for ; len(dst) >= 6; dst = dst[6:] {
-			*(*[6]float32)(dst) = *(*[6]float32)(src)
-			if len(dst) > 6 {
-				src = src[lda:]
-			}
-		}
-		return
-	}
-	for p := 0; p*width < len(dst); p++ {
-		copy(dst[p*width:(p+1)*width], src[p*lda:])
+		gemmCopy(depth, r1-r0, g.a[p0*g.lda+i0+r0:], g.lda, dst[r0*depth:], r1-r0)
 	}
 }
 
@@ -38,31 +21,20 @@ func packColumns(dst, src []float32, lda, width int) {
 func (g *gemmCall) packPanel(dst []float32, c, p0, p1 int) {
 	dst = dst[:(p1-p0)*gemmCols]
 	width := min(gemmCols, g.n-c)
+	if width < gemmCols {
+		clear(dst)
+	}
 	if g.op == NT {
 		g.packTransposed(dst, c, p0, p1, width)
 		return
 	}
-	if width < gemmCols {
-		clear(dst)
-		for p := p0; p < p1; p++ {
-			copy(dst[(p-p0)*gemmCols:], g.b[p*g.ldb+c:p*g.ldb+c+width])
-		}
-		return
-	}
-	for p := p0; p < p1; p++ {
-		from, to := g.b[p*g.ldb+c:p*g.ldb+c+gemmCols], dst[(p-p0)*gemmCols:(p-p0+1)*gemmCols]
-		for len(from) >= 8 && len(to) >= 8 {
-			*(*[8]float32)(to) = *(*[8]float32)(from)
-			from, to = from[8:], to[8:]
-		}
+	for j := 0; j < width; j += 16 {
+		gemmCopy(p1-p0, min(16, width-j), g.b[p0*g.ldb+c+j:], g.ldb, dst[j:], gemmCols)
 	}
 }
 
 // packTransposed packs a panel of B [n,k], eight rows at a time.
 func (g *gemmCall) packTransposed(dst []float32, c, p0, p1, width int) {
-	if width < gemmCols {
-		clear(dst)
-	}
 	blocks := (p1 - p0) / 8
 	for j := 0; j < width; j += 8 {
 		rest := p0

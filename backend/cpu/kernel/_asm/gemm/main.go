@@ -44,6 +44,7 @@ func main() {
 	for _, e := range elements {
 		transpose(e.name, e.goType, e.bytes)
 	}
+	copyRows()
 	Generate()
 }
 
@@ -374,4 +375,45 @@ func transpose(element, goType string, size int) {
 	JNZ(LabelRef("block"))
 	VZEROUPPER()
 	RET()
+}
+
+// copyRows moves a column of short rows. Loads are masked, so they stop at width; stores are whole, which fills with zeros and,
+// where rows lie closer than 16, is put right by the next row.
+func copyRows() {
+	lanes := GLOBL("gemmLanes", RODATA|NOPTR)
+	for i := range 16 {
+		DATA(4*i, U32(i))
+	}
+	TEXT("gemmCopyAVX2", NOSPLIT, "func(rows, width int, src []float32, srcRow int, dst []float32, dstRow int)")
+	Doc("gemmCopyAVX2 is gemmCopyGeneric.")
+	rows := Load(Param("rows"), GP64())
+	width := Load(Param("width"), GP64())
+	src := Load(Param("src").Base(), GP64())
+	srcRow := bytes("srcRow", 4)
+	dst := Load(Param("dst").Base(), GP64())
+	dstRow := bytes("dstRow", 4)
+	n, m0, m1 := YMM(), YMM(), YMM()
+	VMOVD(width.(reg.GPVirtual).As32(), n.AsX())
+	VPBROADCASTD(n.AsX(), n)
+	VPCMPGTD(lanes, n, m0)
+	VPCMPGTD(lanes.Offset(32), n, m1)
+	for _, vectors := range []int{2, 1} {
+		loop := fmt.Sprintf("copy%d", vectors)
+		if vectors == 2 {
+			CMPQ(width, U8(8))
+			JLE(LabelRef("copy1"))
+		}
+		Label(loop)
+		for j := range vectors {
+			v := YMM()
+			VMASKMOVPS(Mem{Base: src, Disp: 32 * j}, []reg.VecVirtual{m0, m1}[j], v)
+			VMOVUPS(v, Mem{Base: dst, Disp: 32 * j})
+		}
+		ADDQ(srcRow, src)
+		ADDQ(dstRow, dst)
+		DECQ(rows)
+		JNZ(LabelRef(loop))
+		VZEROUPPER()
+		RET()
+	}
 }
