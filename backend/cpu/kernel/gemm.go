@@ -3,7 +3,7 @@ package kernel
 // The matrix product C (+)= op(A) op(B), float32, row-major, after Goto and van de Geijn (2008).
 //
 // A micro-kernel keeps a tile of C in registers (6 x 16 for AVX2, 12 x 32 for AVX-512) while it walks k. Around it, from the
-// inside out: the tiles of a block of A, which lies in L2, pass over one panel of B (gemmK x 16), which lies in L1;
+// inside out: the tiles of a block of A, which lies in L2, pass over one panel of B (384 x 16, 24 KB), which lies in L1;
 // the panels of B follow each other from L3; blocks of k follow each other, adding to C. The kernel takes strides, so
 // memory is packed only where that pays: B, because its rows are far apart and a panel is read m/6 times; A, once its
 // block outgrows L1.
@@ -26,8 +26,7 @@ const (
 )
 
 const (
-	gemmK      = 256 // k in a packed panel of B: 16 KB of 16 columns, half of L1
-	gemmM      = 96  // rows in a block of A: 96 KB, a fifth of L2
+	gemmM      = 96 // rows in a block of A: 144 KB at most, a part of L2
 	gemmPacked = 4 << 20
 	gemmMaxRow = 12 // largest tile of any instruction set
 	gemmMaxCol = 32
@@ -44,6 +43,7 @@ var (
 	gemmTile          = gemmTileGeneric
 	gemmRows          = gemmGenericRows
 	gemmCols          = gemmGenericCols
+	gemmDepth         = gemmGenericDepth // k in a packed panel of B
 	gemmCopy          = gemmCopyGeneric
 	gemmTransposeF32  = gemmTransposeF32Generic
 	gemmTransposeBF16 = gemmTransposeBF16Generic
@@ -52,7 +52,7 @@ var (
 
 func init() {
 	register("generic", func() {
-		gemmTile, gemmRows, gemmCols = gemmTileGeneric, gemmGenericRows, gemmGenericCols
+		gemmTile, gemmRows, gemmCols, gemmDepth = gemmTileGeneric, gemmGenericRows, gemmGenericCols, gemmGenericDepth
 		gemmCopy = gemmCopyGeneric
 		gemmTransposeF32, gemmTransposeBF16, gemmTransposeF16 = gemmTransposeF32Generic, gemmTransposeBF16Generic, gemmTransposeF16Generic
 	})
@@ -267,7 +267,7 @@ func (g *gemmCall) normalise() bool {
 
 // plan cuts k into equal blocks and decides what to pack.
 func (g *gemmCall) plan() {
-	g.kParts = max(1, ceil(g.k, gemmK))
+	g.kParts = max(1, ceil(g.k, gemmDepth))
 	g.kPart = ceil(ceil(g.k, g.kParts), 8) * 8
 	g.packB = true
 	g.packA = true

@@ -5,8 +5,9 @@ import "math"
 // The micro-kernels in Go: what the assembly computes, and all there is on machines without any.
 
 const (
-	gemmGenericRows = 4
-	gemmGenericCols = 16
+	gemmGenericRows  = 4
+	gemmGenericCols  = 16
+	gemmGenericDepth = 256
 )
 
 // gemmTileGeneric computes rows of C (rows at most gemmRows, gemmCols wide): alpha times the product of A's tile, element (i,p)

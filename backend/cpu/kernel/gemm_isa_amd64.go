@@ -6,7 +6,8 @@ import "golang.org/x/sys/cpu"
 
 func init() {
 	register("avx2", func() {
-		gemmTile, gemmRows, gemmCols = gemmTileAVX2, 6, 16
+		// 24 KB of B leave a quarter of L1 to A and C. Measured, GFLOP/s at 1024: 88 at 192, 90 at 256, 92 at 384, 91 at 512; peak 97.
+		gemmTile, gemmRows, gemmCols, gemmDepth = gemmTileAVX2, 6, 16, 384
 		gemmCopy = gemmCopyAVX2
 		gemmTransposeF32, gemmTransposeBF16 = gemmTransposeF32AVX2, gemmTransposeBF16AVX2
 		gemvDotF32, gemvDotBF16 = gemvDotF32AVX2, gemvDotBF16AVX2
@@ -16,7 +17,7 @@ func init() {
 		}
 	})
 	register("avx512", func() {
-		gemmTile, gemmRows, gemmCols = gemmTileAVX512, 12, 32
+		gemmTile, gemmRows, gemmCols, gemmDepth = gemmTileAVX512, 12, 32, 256
 		gemvDotF32, gemvDotBF16, gemvDotF16 = gemvDotF32AVX512, gemvDotBF16AVX512, gemvDotF16AVX512
 		gemvDotRows, gemvDotStep = 6, 16
 	})

@@ -168,8 +168,8 @@ func TestGemmBlockEdges(t *testing.T) {
 		r := rand.New(rand.NewPCG(3, 4))
 		var ws Workspace
 		for _, op := range gemmOps {
-			for _, s := range [][3]int{{gemmM - 1, 70, 65}, {gemmM + 1, 67, gemmK + 1}, {2*gemmM + 7, 40, 2*gemmK + 3}, {16, 260, 2 * gemmK},
-				{17, 260, gemmK - 1}, {gemmFlat, 130, 80}, {gemmFlat + 1, 130, 80}, {7, 300, 700}, {64, 128, 64}} {
+			for _, s := range [][3]int{{gemmM - 1, 70, 65}, {gemmM + 1, 67, gemmDepth + 1}, {2*gemmM + 7, 40, 2*gemmDepth + 3}, {16, 260, 2 * gemmDepth},
+				{17, 260, gemmDepth - 1}, {gemmFlat, 130, 80}, {gemmFlat + 1, 130, 80}, {7, 300, 700}, {64, 128, 64}} {
 				newGemmCase(r, op, s[0], s[1], s[2], 5).checkAll(t, p, &ws)
 			}
 			for range 12 {
