@@ -1,0 +1,94 @@
+package optest
+
+import (
+	"os"
+	"slices"
+	"testing"
+
+	"nha/backend"
+	_ "nha/backend/all"
+	"nha/backend/cpu/kernel"
+)
+
+var cases = Cases()
+
+// under runs f for the backend that NHA_BACKEND names, or for all; the cpu backend once for every instruction set.
+func under(t testing.TB, f func(name string, b backend.Backend)) {
+	names := backend.Names()
+	if name := os.Getenv("NHA_BACKEND"); name != "" {
+		names = []string{name}
+	}
+	for _, name := range names {
+		b, err := backend.Open(name, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name != "cpu" {
+			f(name, b)
+		} else {
+			before := kernel.Active()
+			for _, set := range kernel.Available() {
+				if err := kernel.Use(set); err != nil {
+					t.Fatal(err)
+				}
+				f(name+"/"+set, b)
+			}
+			if err := kernel.Use(before); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func check(t *testing.T, mode func(*Case, backend.Backend) []Result) {
+	under(t, func(name string, b backend.Backend) {
+		t.Run(name, func(t *testing.T) {
+			n := 0
+			for _, c := range cases {
+				for _, r := range mode(c, b) {
+					if n++; !r.OK() {
+						t.Error(r)
+					}
+				}
+			}
+			t.Logf("%d comparisons", n)
+		})
+	})
+}
+
+func TestMatch(t *testing.T)    { check(t, (*Case).Match) }
+func TestGradient(t *testing.T) { check(t, (*Case).Gradient) }
+
+// TestTableIsCovered: every op of the table has a case. sum shares one with sum_squares.
+func TestTableIsCovered(t *testing.T) {
+	for _, s := range backend.Table {
+		if !slices.ContainsFunc(Cases(), func(c *Case) bool { return c.Op == s.Name }) && s.Name != "sum" {
+			t.Errorf("no case for op %s", s.Name)
+		}
+	}
+}
+
+func BenchmarkOps(b *testing.B) {
+	under(b, func(name string, be backend.Backend) {
+		for _, c := range Cases() {
+			forward, backward := c.Perf(be)
+			b.Run(name+"/"+c.Title()+"/forward", func(b *testing.B) {
+				for b.Loop() {
+					forward()
+				}
+			})
+			if backward == nil {
+				continue
+			}
+			forward()
+			b.Run(name+"/"+c.Title()+"/backward", func(b *testing.B) {
+				for b.Loop() {
+					backward()
+				}
+			})
+		}
+	})
+}
