@@ -25,12 +25,7 @@ const (
 	expBounded = 87
 )
 
-var (
-	negativeInfinity = float32(math.Inf(-1))
-	expCoefficients  = [...]float32{1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1}
-	logCoefficients  = [...]float32{7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
-		-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1}
-)
+var negativeInfinity = float32(math.Inf(-1))
 
 // Exp writes exp(x) to dst, over len(x), within 2 units in the last place: denormal results are right (not flushed), -Inf
 // gives 0, past 88.72 comes +Inf, NaN stays NaN. dst may be x.
@@ -59,10 +54,12 @@ func expReduce(x float32) (n int32, p float32) {
 	f := float32(x*log2E+roundMagic) - roundMagic
 	r := x - f*ln2Head
 	r -= f * ln2Tail
-	q := expCoefficients[0]
-	for _, c := range expCoefficients[1:] {
-		q = q*r + c
-	}
+	q := float32(1.9875691500e-4)
+	q = q*r + 1.3981999507e-3
+	q = q*r + 8.3334519073e-3
+	q = q*r + 4.1665795894e-2
+	q = q*r + 1.6666665459e-1
+	q = q*r + 5.0000001201e-1
 	return int32(f), q*(r*r) + r
 }
 
@@ -104,10 +101,15 @@ func expm1Negative32(x float32) float32 {
 
 // logSeries is e ln 2 + log(1+f).
 func logSeries(f, e float32) float32 {
-	q := logCoefficients[0]
-	for _, c := range logCoefficients[1:] {
-		q = q*f + c
-	}
+	q := float32(7.0376836292e-2)
+	q = q*f - 1.1514610310e-1
+	q = q*f + 1.1676998740e-1
+	q = q*f - 1.2420140846e-1
+	q = q*f + 1.4249322787e-1
+	q = q*f - 1.6668057665e-1
+	q = q*f + 2.0000714765e-1
+	q = q*f - 2.4999993993e-1
+	q = q*f + 3.3333331174e-1
 	z := f * f
 	y := q * f * z
 	y += e * ln2Tail

@@ -24,7 +24,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y0, Y2
 	VCVTPS2DQ    Y2, Y2
 	VCVTDQ2PS    Y2, Y3
-	VMOVUPS      Y0, Y0
 	VFNMADD231PS vectorConstants<>+192(SB), Y3, Y0
 	VFNMADD231PS vectorConstants<>+256(SB), Y3, Y0
 	VMOVUPS      vectorConstants<>+320(SB), Y3
@@ -63,7 +62,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y1, Y3
 	VCVTPS2DQ    Y3, Y3
 	VCVTDQ2PS    Y3, Y4
-	VMOVUPS      Y1, Y1
 	VFNMADD231PS vectorConstants<>+192(SB), Y4, Y1
 	VFNMADD231PS vectorConstants<>+256(SB), Y4, Y1
 	VMOVUPS      vectorConstants<>+320(SB), Y4
@@ -820,7 +818,6 @@ unrolled:
 	VMULPS       vectorConstants<>+128(SB), Y3, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y3, Y3
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -852,7 +849,6 @@ unrolled:
 	VMULPS       vectorConstants<>+128(SB), Y3, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y3, Y3
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -891,7 +887,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y3, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y3, Y3
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -932,7 +927,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y0, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y0, Y0
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y0
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y0
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -992,7 +986,6 @@ unrolled:
 	VMULPS       vectorConstants<>+128(SB), Y3, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y3, Y3
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -1023,7 +1016,6 @@ unrolled:
 	VMULPS       vectorConstants<>+128(SB), Y3, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y3, Y3
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -1061,7 +1053,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y3, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y3, Y3
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -1101,7 +1092,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y0, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y0, Y0
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y0
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y0
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -1158,7 +1148,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y1, Y2
 	VCVTPS2DQ    Y2, Y2
 	VCVTDQ2PS    Y2, Y3
-	VMOVUPS      Y1, Y1
 	VFNMADD231PS vectorConstants<>+192(SB), Y3, Y1
 	VFNMADD231PS vectorConstants<>+256(SB), Y3, Y1
 	VMOVUPS      vectorConstants<>+320(SB), Y3
@@ -1194,7 +1183,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y2, Y3
 	VCVTPS2DQ    Y3, Y3
 	VCVTDQ2PS    Y3, Y4
-	VMOVUPS      Y2, Y2
 	VFNMADD231PS vectorConstants<>+192(SB), Y4, Y2
 	VFNMADD231PS vectorConstants<>+256(SB), Y4, Y2
 	VMOVUPS      vectorConstants<>+320(SB), Y4
@@ -1239,7 +1227,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y1, Y2
 	VCVTPS2DQ    Y2, Y2
 	VCVTDQ2PS    Y2, Y3
-	VMOVUPS      Y1, Y1
 	VFNMADD231PS vectorConstants<>+192(SB), Y3, Y1
 	VFNMADD231PS vectorConstants<>+256(SB), Y3, Y1
 	VMOVUPS      vectorConstants<>+320(SB), Y3
@@ -1281,7 +1268,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y2, Y3
 	VCVTPS2DQ    Y3, Y3
 	VCVTDQ2PS    Y3, Y4
-	VMOVUPS      Y2, Y2
 	VFNMADD231PS vectorConstants<>+192(SB), Y4, Y2
 	VFNMADD231PS vectorConstants<>+256(SB), Y4, Y2
 	VMOVUPS      vectorConstants<>+320(SB), Y4
@@ -1332,7 +1318,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y1, Y2
 	VCVTPS2DQ    Y2, Y2
 	VCVTDQ2PS    Y2, Y3
-	VMOVUPS      Y1, Y1
 	VFNMADD231PS vectorConstants<>+192(SB), Y3, Y1
 	VFNMADD231PS vectorConstants<>+256(SB), Y3, Y1
 	VMOVUPS      vectorConstants<>+320(SB), Y3
@@ -1376,7 +1361,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y2, Y3
 	VCVTPS2DQ    Y3, Y3
 	VCVTDQ2PS    Y3, Y4
-	VMOVUPS      Y2, Y2
 	VFNMADD231PS vectorConstants<>+192(SB), Y4, Y2
 	VFNMADD231PS vectorConstants<>+256(SB), Y4, Y2
 	VMOVUPS      vectorConstants<>+320(SB), Y4
@@ -1429,7 +1413,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y1, Y2
 	VCVTPS2DQ    Y2, Y2
 	VCVTDQ2PS    Y2, Y3
-	VMOVUPS      Y1, Y1
 	VFNMADD231PS vectorConstants<>+192(SB), Y3, Y1
 	VFNMADD231PS vectorConstants<>+256(SB), Y3, Y1
 	VMOVUPS      vectorConstants<>+320(SB), Y3
@@ -1467,7 +1450,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y2, Y3
 	VCVTPS2DQ    Y3, Y3
 	VCVTDQ2PS    Y3, Y4
-	VMOVUPS      Y2, Y2
 	VFNMADD231PS vectorConstants<>+192(SB), Y4, Y2
 	VFNMADD231PS vectorConstants<>+256(SB), Y4, Y2
 	VMOVUPS      vectorConstants<>+320(SB), Y4
@@ -1516,7 +1498,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y1, Y2
 	VCVTPS2DQ    Y2, Y2
 	VCVTDQ2PS    Y2, Y3
-	VMOVUPS      Y1, Y1
 	VFNMADD231PS vectorConstants<>+192(SB), Y3, Y1
 	VFNMADD231PS vectorConstants<>+256(SB), Y3, Y1
 	VMOVUPS      vectorConstants<>+320(SB), Y3
@@ -1563,7 +1544,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y2, Y3
 	VCVTPS2DQ    Y3, Y3
 	VCVTDQ2PS    Y3, Y4
-	VMOVUPS      Y2, Y2
 	VFNMADD231PS vectorConstants<>+192(SB), Y4, Y2
 	VFNMADD231PS vectorConstants<>+256(SB), Y4, Y2
 	VMOVUPS      vectorConstants<>+320(SB), Y4
@@ -1912,7 +1892,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y2, Y4
 	VCVTPS2DQ    Y4, Y4
 	VCVTDQ2PS    Y4, Y5
-	VMOVUPS      Y2, Y2
 	VFNMADD231PS vectorConstants<>+192(SB), Y5, Y2
 	VFNMADD231PS vectorConstants<>+256(SB), Y5, Y2
 	VMOVUPS      vectorConstants<>+320(SB), Y5
@@ -1965,7 +1944,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y1, Y2
 	VCVTPS2DQ    Y2, Y2
 	VCVTDQ2PS    Y2, Y3
-	VMOVUPS      Y1, Y1
 	VFNMADD231PS vectorConstants<>+192(SB), Y3, Y1
 	VFNMADD231PS vectorConstants<>+256(SB), Y3, Y1
 	VMOVUPS      vectorConstants<>+320(SB), Y3
@@ -2000,7 +1978,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y3, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y3, Y3
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -2053,7 +2030,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y0, Y2
 	VCVTPS2DQ    Y2, Y2
 	VCVTDQ2PS    Y2, Y3
-	VMOVUPS      Y0, Y0
 	VFNMADD231PS vectorConstants<>+192(SB), Y3, Y0
 	VFNMADD231PS vectorConstants<>+256(SB), Y3, Y0
 	VMOVUPS      vectorConstants<>+320(SB), Y3
@@ -2099,7 +2075,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y2, Y4
 	VCVTPS2DQ    Y4, Y4
 	VCVTDQ2PS    Y4, Y5
-	VMOVUPS      Y2, Y2
 	VFNMADD231PS vectorConstants<>+192(SB), Y5, Y2
 	VFNMADD231PS vectorConstants<>+256(SB), Y5, Y2
 	VMOVUPS      vectorConstants<>+320(SB), Y5
@@ -2134,7 +2109,6 @@ single:
 	VMULPS       vectorConstants<>+128(SB), Y3, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y3, Y3
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -2177,7 +2151,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y3, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y6
-	VMOVUPS      Y3, Y3
 	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
 	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
 	VMOVUPS      vectorConstants<>+320(SB), Y6
@@ -2212,7 +2185,6 @@ tail:
 	VMULPS       vectorConstants<>+128(SB), Y4, Y6
 	VCVTPS2DQ    Y6, Y6
 	VCVTDQ2PS    Y6, Y7
-	VMOVUPS      Y4, Y4
 	VFNMADD231PS vectorConstants<>+192(SB), Y7, Y4
 	VFNMADD231PS vectorConstants<>+256(SB), Y7, Y4
 	VMOVUPS      vectorConstants<>+320(SB), Y7
@@ -2273,7 +2245,6 @@ single:
 	VMULPS       Z2, Z12, Z13
 	VCVTPS2DQ    Z13, Z13
 	VCVTDQ2PS    Z13, Z14
-	VMOVUPS      Z12, Z12
 	VFNMADD231PS Z3, Z14, Z12
 	VFNMADD231PS Z4, Z14, Z12
 	VMOVUPS      Z6, Z14
@@ -2311,7 +2282,6 @@ tail:
 	VMULPS       Z2, Z0, Z1
 	VCVTPS2DQ    Z1, Z1
 	VCVTDQ2PS    Z1, Z2
-	VMOVUPS      Z0, Z0
 	VFNMADD231PS Z3, Z2, Z0
 	VFNMADD231PS Z4, Z2, Z0
 	VMOVUPS      Z6, Z2
@@ -3102,7 +3072,6 @@ unrolled:
 	VMULPS       Z3, Z15, Z16
 	VCVTPS2DQ    Z16, Z16
 	VCVTDQ2PS    Z16, Z17
-	VMOVUPS      Z15, Z15
 	VFNMADD231PS Z4, Z17, Z15
 	VFNMADD231PS Z5, Z17, Z15
 	VMOVUPS      Z7, Z17
@@ -3133,7 +3102,6 @@ unrolled:
 	VMULPS       Z3, Z15, Z16
 	VCVTPS2DQ    Z16, Z16
 	VCVTDQ2PS    Z16, Z17
-	VMOVUPS      Z15, Z15
 	VFNMADD231PS Z4, Z17, Z15
 	VFNMADD231PS Z5, Z17, Z15
 	VMOVUPS      Z7, Z17
@@ -3171,7 +3139,6 @@ single:
 	VMULPS       Z3, Z15, Z16
 	VCVTPS2DQ    Z16, Z16
 	VCVTDQ2PS    Z16, Z17
-	VMOVUPS      Z15, Z15
 	VFNMADD231PS Z4, Z17, Z15
 	VFNMADD231PS Z5, Z17, Z15
 	VMOVUPS      Z7, Z17
@@ -3211,7 +3178,6 @@ tail:
 	VMULPS       Z3, Z0, Z1
 	VCVTPS2DQ    Z1, Z1
 	VCVTDQ2PS    Z1, Z2
-	VMOVUPS      Z0, Z0
 	VFNMADD231PS Z4, Z2, Z0
 	VFNMADD231PS Z5, Z2, Z0
 	VMOVUPS      Z7, Z2
@@ -3284,7 +3250,6 @@ unrolled:
 	VMULPS       Z3, Z15, Z16
 	VCVTPS2DQ    Z16, Z16
 	VCVTDQ2PS    Z16, Z17
-	VMOVUPS      Z15, Z15
 	VFNMADD231PS Z4, Z17, Z15
 	VFNMADD231PS Z5, Z17, Z15
 	VMOVUPS      Z7, Z17
@@ -3314,7 +3279,6 @@ unrolled:
 	VMULPS       Z3, Z15, Z16
 	VCVTPS2DQ    Z16, Z16
 	VCVTDQ2PS    Z16, Z17
-	VMOVUPS      Z15, Z15
 	VFNMADD231PS Z4, Z17, Z15
 	VFNMADD231PS Z5, Z17, Z15
 	VMOVUPS      Z7, Z17
@@ -3351,7 +3315,6 @@ single:
 	VMULPS       Z3, Z15, Z16
 	VCVTPS2DQ    Z16, Z16
 	VCVTDQ2PS    Z16, Z17
-	VMOVUPS      Z15, Z15
 	VFNMADD231PS Z4, Z17, Z15
 	VFNMADD231PS Z5, Z17, Z15
 	VMOVUPS      Z7, Z17
@@ -3390,7 +3353,6 @@ tail:
 	VMULPS       Z3, Z0, Z1
 	VCVTPS2DQ    Z1, Z1
 	VCVTDQ2PS    Z1, Z2
-	VMOVUPS      Z0, Z0
 	VFNMADD231PS Z4, Z2, Z0
 	VFNMADD231PS Z5, Z2, Z0
 	VMOVUPS      Z7, Z2
@@ -3459,7 +3421,6 @@ single:
 	VMULPS       Z2, Z13, Z14
 	VCVTPS2DQ    Z14, Z14
 	VCVTDQ2PS    Z14, Z15
-	VMOVUPS      Z13, Z13
 	VFNMADD231PS Z3, Z15, Z13
 	VFNMADD231PS Z4, Z15, Z13
 	VMOVUPS      Z6, Z15
@@ -3493,7 +3454,6 @@ tail:
 	VMULPS       Z2, Z0, Z1
 	VCVTPS2DQ    Z1, Z1
 	VCVTDQ2PS    Z1, Z2
-	VMOVUPS      Z0, Z0
 	VFNMADD231PS Z3, Z2, Z0
 	VFNMADD231PS Z4, Z2, Z0
 	VMOVUPS      Z6, Z2
@@ -3548,7 +3508,6 @@ single:
 	VMULPS       Z2, Z13, Z14
 	VCVTPS2DQ    Z14, Z14
 	VCVTDQ2PS    Z14, Z15
-	VMOVUPS      Z13, Z13
 	VFNMADD231PS Z3, Z15, Z13
 	VFNMADD231PS Z4, Z15, Z13
 	VMOVUPS      Z6, Z15
@@ -3587,7 +3546,6 @@ tail:
 	VMULPS       Z2, Z0, Z1
 	VCVTPS2DQ    Z1, Z1
 	VCVTDQ2PS    Z1, Z2
-	VMOVUPS      Z0, Z0
 	VFNMADD231PS Z3, Z2, Z0
 	VFNMADD231PS Z4, Z2, Z0
 	VMOVUPS      Z6, Z2
@@ -3647,7 +3605,6 @@ single:
 	VMULPS       Z2, Z13, Z14
 	VCVTPS2DQ    Z14, Z14
 	VCVTDQ2PS    Z14, Z15
-	VMOVUPS      Z13, Z13
 	VFNMADD231PS Z3, Z15, Z13
 	VFNMADD231PS Z4, Z15, Z13
 	VMOVUPS      Z6, Z15
@@ -3688,7 +3645,6 @@ tail:
 	VMULPS       Z2, Z0, Z1
 	VCVTPS2DQ    Z1, Z1
 	VCVTDQ2PS    Z1, Z2
-	VMOVUPS      Z0, Z0
 	VFNMADD231PS Z3, Z2, Z0
 	VFNMADD231PS Z4, Z2, Z0
 	VMOVUPS      Z6, Z2
@@ -3750,7 +3706,6 @@ single:
 	VMULPS       Z2, Z13, Z14
 	VCVTPS2DQ    Z14, Z14
 	VCVTDQ2PS    Z14, Z15
-	VMOVUPS      Z13, Z13
 	VFNMADD231PS Z3, Z15, Z13
 	VFNMADD231PS Z4, Z15, Z13
 	VMOVUPS      Z6, Z15
@@ -3786,7 +3741,6 @@ tail:
 	VMULPS       Z2, Z0, Z1
 	VCVTPS2DQ    Z1, Z1
 	VCVTDQ2PS    Z1, Z2
-	VMOVUPS      Z0, Z0
 	VFNMADD231PS Z3, Z2, Z0
 	VFNMADD231PS Z4, Z2, Z0
 	VMOVUPS      Z6, Z2
@@ -3845,7 +3799,6 @@ single:
 	VMULPS       Z2, Z13, Z14
 	VCVTPS2DQ    Z14, Z14
 	VCVTDQ2PS    Z14, Z15
-	VMOVUPS      Z13, Z13
 	VFNMADD231PS Z3, Z15, Z13
 	VFNMADD231PS Z4, Z15, Z13
 	VMOVUPS      Z6, Z15
@@ -3889,7 +3842,6 @@ tail:
 	VMULPS       Z2, Z0, Z1
 	VCVTPS2DQ    Z1, Z1
 	VCVTDQ2PS    Z1, Z2
-	VMOVUPS      Z0, Z0
 	VFNMADD231PS Z3, Z2, Z0
 	VFNMADD231PS Z4, Z2, Z0
 	VMOVUPS      Z6, Z2
@@ -4256,7 +4208,6 @@ single:
 	VMULPS       Z3, Z22, Z25
 	VCVTPS2DQ    Z25, Z25
 	VCVTDQ2PS    Z25, Z26
-	VMOVUPS      Z22, Z22
 	VFNMADD231PS Z4, Z26, Z22
 	VFNMADD231PS Z5, Z26, Z22
 	VMOVUPS      Z7, Z26
@@ -4308,7 +4259,6 @@ single:
 	VMULPS       Z3, Z21, Z22
 	VCVTPS2DQ    Z22, Z22
 	VCVTDQ2PS    Z22, Z25
-	VMOVUPS      Z21, Z21
 	VFNMADD231PS Z4, Z25, Z21
 	VFNMADD231PS Z5, Z25, Z21
 	VMOVUPS      Z7, Z25
@@ -4342,7 +4292,6 @@ tail:
 	VMULPS       Z3, Z1, Z2
 	VCVTPS2DQ    Z2, Z2
 	VCVTDQ2PS    Z2, Z22
-	VMOVUPS      Z1, Z1
 	VFNMADD231PS Z4, Z22, Z1
 	VFNMADD231PS Z5, Z22, Z1
 	VMOVUPS      Z7, Z22
@@ -4394,7 +4343,6 @@ tail:
 	VMULPS       Z3, Z0, Z1
 	VCVTPS2DQ    Z1, Z1
 	VCVTDQ2PS    Z1, Z2
-	VMOVUPS      Z0, Z0
 	VFNMADD231PS Z4, Z2, Z0
 	VFNMADD231PS Z5, Z2, Z0
 	VMOVUPS      Z7, Z2
@@ -4451,7 +4399,6 @@ single:
 	VMULPS       Z3, Z14, Z17
 	VCVTPS2DQ    Z17, Z17
 	VCVTDQ2PS    Z17, Z18
-	VMOVUPS      Z14, Z14
 	VFNMADD231PS Z4, Z18, Z14
 	VFNMADD231PS Z5, Z18, Z14
 	VMOVUPS      Z7, Z18
@@ -4484,7 +4431,6 @@ single:
 	VMULPS       Z3, Z17, Z18
 	VCVTPS2DQ    Z18, Z18
 	VCVTDQ2PS    Z18, Z19
-	VMOVUPS      Z17, Z17
 	VFNMADD231PS Z4, Z19, Z17
 	VFNMADD231PS Z5, Z19, Z17
 	VMOVUPS      Z7, Z19
@@ -4526,7 +4472,6 @@ tail:
 	VMULPS       Z3, Z14, Z15
 	VCVTPS2DQ    Z15, Z15
 	VCVTDQ2PS    Z15, Z17
-	VMOVUPS      Z14, Z14
 	VFNMADD231PS Z4, Z17, Z14
 	VFNMADD231PS Z5, Z17, Z14
 	VMOVUPS      Z7, Z17
@@ -4559,7 +4504,6 @@ tail:
 	VMULPS       Z3, Z1, Z2
 	VCVTPS2DQ    Z2, Z2
 	VCVTDQ2PS    Z2, Z3
-	VMOVUPS      Z1, Z1
 	VFNMADD231PS Z4, Z3, Z1
 	VFNMADD231PS Z5, Z3, Z1
 	VMOVUPS      Z7, Z3
@@ -4589,566 +4533,286 @@ done:
 	VZEROUPPER
 	RET
 
-DATA vectorConstants<>+0(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+4(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+8(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+12(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+16(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+20(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+24(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+28(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+32(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+36(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+40(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+44(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+48(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+52(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+56(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+60(SB)/4, $0xc2cff1b5
-DATA vectorConstants<>+64(SB)/4, $0x42b20000
-DATA vectorConstants<>+68(SB)/4, $0x42b20000
-DATA vectorConstants<>+72(SB)/4, $0x42b20000
-DATA vectorConstants<>+76(SB)/4, $0x42b20000
-DATA vectorConstants<>+80(SB)/4, $0x42b20000
-DATA vectorConstants<>+84(SB)/4, $0x42b20000
-DATA vectorConstants<>+88(SB)/4, $0x42b20000
-DATA vectorConstants<>+92(SB)/4, $0x42b20000
-DATA vectorConstants<>+96(SB)/4, $0x42b20000
-DATA vectorConstants<>+100(SB)/4, $0x42b20000
-DATA vectorConstants<>+104(SB)/4, $0x42b20000
-DATA vectorConstants<>+108(SB)/4, $0x42b20000
-DATA vectorConstants<>+112(SB)/4, $0x42b20000
-DATA vectorConstants<>+116(SB)/4, $0x42b20000
-DATA vectorConstants<>+120(SB)/4, $0x42b20000
-DATA vectorConstants<>+124(SB)/4, $0x42b20000
-DATA vectorConstants<>+128(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+132(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+136(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+140(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+144(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+148(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+152(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+156(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+160(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+164(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+168(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+172(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+176(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+180(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+184(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+188(SB)/4, $0x3fb8aa3b
-DATA vectorConstants<>+192(SB)/4, $0x3f318000
-DATA vectorConstants<>+196(SB)/4, $0x3f318000
-DATA vectorConstants<>+200(SB)/4, $0x3f318000
-DATA vectorConstants<>+204(SB)/4, $0x3f318000
-DATA vectorConstants<>+208(SB)/4, $0x3f318000
-DATA vectorConstants<>+212(SB)/4, $0x3f318000
-DATA vectorConstants<>+216(SB)/4, $0x3f318000
-DATA vectorConstants<>+220(SB)/4, $0x3f318000
-DATA vectorConstants<>+224(SB)/4, $0x3f318000
-DATA vectorConstants<>+228(SB)/4, $0x3f318000
-DATA vectorConstants<>+232(SB)/4, $0x3f318000
-DATA vectorConstants<>+236(SB)/4, $0x3f318000
-DATA vectorConstants<>+240(SB)/4, $0x3f318000
-DATA vectorConstants<>+244(SB)/4, $0x3f318000
-DATA vectorConstants<>+248(SB)/4, $0x3f318000
-DATA vectorConstants<>+252(SB)/4, $0x3f318000
-DATA vectorConstants<>+256(SB)/4, $0xb95e8083
-DATA vectorConstants<>+260(SB)/4, $0xb95e8083
-DATA vectorConstants<>+264(SB)/4, $0xb95e8083
-DATA vectorConstants<>+268(SB)/4, $0xb95e8083
-DATA vectorConstants<>+272(SB)/4, $0xb95e8083
-DATA vectorConstants<>+276(SB)/4, $0xb95e8083
-DATA vectorConstants<>+280(SB)/4, $0xb95e8083
-DATA vectorConstants<>+284(SB)/4, $0xb95e8083
-DATA vectorConstants<>+288(SB)/4, $0xb95e8083
-DATA vectorConstants<>+292(SB)/4, $0xb95e8083
-DATA vectorConstants<>+296(SB)/4, $0xb95e8083
-DATA vectorConstants<>+300(SB)/4, $0xb95e8083
-DATA vectorConstants<>+304(SB)/4, $0xb95e8083
-DATA vectorConstants<>+308(SB)/4, $0xb95e8083
-DATA vectorConstants<>+312(SB)/4, $0xb95e8083
-DATA vectorConstants<>+316(SB)/4, $0xb95e8083
-DATA vectorConstants<>+320(SB)/4, $0x39506967
-DATA vectorConstants<>+324(SB)/4, $0x39506967
-DATA vectorConstants<>+328(SB)/4, $0x39506967
-DATA vectorConstants<>+332(SB)/4, $0x39506967
-DATA vectorConstants<>+336(SB)/4, $0x39506967
-DATA vectorConstants<>+340(SB)/4, $0x39506967
-DATA vectorConstants<>+344(SB)/4, $0x39506967
-DATA vectorConstants<>+348(SB)/4, $0x39506967
-DATA vectorConstants<>+352(SB)/4, $0x39506967
-DATA vectorConstants<>+356(SB)/4, $0x39506967
-DATA vectorConstants<>+360(SB)/4, $0x39506967
-DATA vectorConstants<>+364(SB)/4, $0x39506967
-DATA vectorConstants<>+368(SB)/4, $0x39506967
-DATA vectorConstants<>+372(SB)/4, $0x39506967
-DATA vectorConstants<>+376(SB)/4, $0x39506967
-DATA vectorConstants<>+380(SB)/4, $0x39506967
-DATA vectorConstants<>+384(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+388(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+392(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+396(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+400(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+404(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+408(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+412(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+416(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+420(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+424(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+428(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+432(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+436(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+440(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+444(SB)/4, $0x3ab743ce
-DATA vectorConstants<>+448(SB)/4, $0x3c088908
-DATA vectorConstants<>+452(SB)/4, $0x3c088908
-DATA vectorConstants<>+456(SB)/4, $0x3c088908
-DATA vectorConstants<>+460(SB)/4, $0x3c088908
-DATA vectorConstants<>+464(SB)/4, $0x3c088908
-DATA vectorConstants<>+468(SB)/4, $0x3c088908
-DATA vectorConstants<>+472(SB)/4, $0x3c088908
-DATA vectorConstants<>+476(SB)/4, $0x3c088908
-DATA vectorConstants<>+480(SB)/4, $0x3c088908
-DATA vectorConstants<>+484(SB)/4, $0x3c088908
-DATA vectorConstants<>+488(SB)/4, $0x3c088908
-DATA vectorConstants<>+492(SB)/4, $0x3c088908
-DATA vectorConstants<>+496(SB)/4, $0x3c088908
-DATA vectorConstants<>+500(SB)/4, $0x3c088908
-DATA vectorConstants<>+504(SB)/4, $0x3c088908
-DATA vectorConstants<>+508(SB)/4, $0x3c088908
-DATA vectorConstants<>+512(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+516(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+520(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+524(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+528(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+532(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+536(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+540(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+544(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+548(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+552(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+556(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+560(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+564(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+568(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+572(SB)/4, $0x3d2aa9c1
-DATA vectorConstants<>+576(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+580(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+584(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+588(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+592(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+596(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+600(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+604(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+608(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+612(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+616(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+620(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+624(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+628(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+632(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+636(SB)/4, $0x3e2aaaaa
-DATA vectorConstants<>+640(SB)/4, $0x3f000000
-DATA vectorConstants<>+644(SB)/4, $0x3f000000
-DATA vectorConstants<>+648(SB)/4, $0x3f000000
-DATA vectorConstants<>+652(SB)/4, $0x3f000000
-DATA vectorConstants<>+656(SB)/4, $0x3f000000
-DATA vectorConstants<>+660(SB)/4, $0x3f000000
-DATA vectorConstants<>+664(SB)/4, $0x3f000000
-DATA vectorConstants<>+668(SB)/4, $0x3f000000
-DATA vectorConstants<>+672(SB)/4, $0x3f000000
-DATA vectorConstants<>+676(SB)/4, $0x3f000000
-DATA vectorConstants<>+680(SB)/4, $0x3f000000
-DATA vectorConstants<>+684(SB)/4, $0x3f000000
-DATA vectorConstants<>+688(SB)/4, $0x3f000000
-DATA vectorConstants<>+692(SB)/4, $0x3f000000
-DATA vectorConstants<>+696(SB)/4, $0x3f000000
-DATA vectorConstants<>+700(SB)/4, $0x3f000000
-DATA vectorConstants<>+704(SB)/4, $0x3f800000
-DATA vectorConstants<>+708(SB)/4, $0x3f800000
-DATA vectorConstants<>+712(SB)/4, $0x3f800000
-DATA vectorConstants<>+716(SB)/4, $0x3f800000
-DATA vectorConstants<>+720(SB)/4, $0x3f800000
-DATA vectorConstants<>+724(SB)/4, $0x3f800000
-DATA vectorConstants<>+728(SB)/4, $0x3f800000
-DATA vectorConstants<>+732(SB)/4, $0x3f800000
-DATA vectorConstants<>+736(SB)/4, $0x3f800000
-DATA vectorConstants<>+740(SB)/4, $0x3f800000
-DATA vectorConstants<>+744(SB)/4, $0x3f800000
-DATA vectorConstants<>+748(SB)/4, $0x3f800000
-DATA vectorConstants<>+752(SB)/4, $0x3f800000
-DATA vectorConstants<>+756(SB)/4, $0x3f800000
-DATA vectorConstants<>+760(SB)/4, $0x3f800000
-DATA vectorConstants<>+764(SB)/4, $0x3f800000
-DATA vectorConstants<>+768(SB)/4, $0x0000007f
-DATA vectorConstants<>+772(SB)/4, $0x0000007f
-DATA vectorConstants<>+776(SB)/4, $0x0000007f
-DATA vectorConstants<>+780(SB)/4, $0x0000007f
-DATA vectorConstants<>+784(SB)/4, $0x0000007f
-DATA vectorConstants<>+788(SB)/4, $0x0000007f
-DATA vectorConstants<>+792(SB)/4, $0x0000007f
-DATA vectorConstants<>+796(SB)/4, $0x0000007f
-DATA vectorConstants<>+800(SB)/4, $0x0000007f
-DATA vectorConstants<>+804(SB)/4, $0x0000007f
-DATA vectorConstants<>+808(SB)/4, $0x0000007f
-DATA vectorConstants<>+812(SB)/4, $0x0000007f
-DATA vectorConstants<>+816(SB)/4, $0x0000007f
-DATA vectorConstants<>+820(SB)/4, $0x0000007f
-DATA vectorConstants<>+824(SB)/4, $0x0000007f
-DATA vectorConstants<>+828(SB)/4, $0x0000007f
-DATA vectorConstants<>+832(SB)/4, $0x00800000
-DATA vectorConstants<>+836(SB)/4, $0x00800000
-DATA vectorConstants<>+840(SB)/4, $0x00800000
-DATA vectorConstants<>+844(SB)/4, $0x00800000
-DATA vectorConstants<>+848(SB)/4, $0x00800000
-DATA vectorConstants<>+852(SB)/4, $0x00800000
-DATA vectorConstants<>+856(SB)/4, $0x00800000
-DATA vectorConstants<>+860(SB)/4, $0x00800000
-DATA vectorConstants<>+864(SB)/4, $0x00800000
-DATA vectorConstants<>+868(SB)/4, $0x00800000
-DATA vectorConstants<>+872(SB)/4, $0x00800000
-DATA vectorConstants<>+876(SB)/4, $0x00800000
-DATA vectorConstants<>+880(SB)/4, $0x00800000
-DATA vectorConstants<>+884(SB)/4, $0x00800000
-DATA vectorConstants<>+888(SB)/4, $0x00800000
-DATA vectorConstants<>+892(SB)/4, $0x00800000
-DATA vectorConstants<>+896(SB)/4, $0x4b000000
-DATA vectorConstants<>+900(SB)/4, $0x4b000000
-DATA vectorConstants<>+904(SB)/4, $0x4b000000
-DATA vectorConstants<>+908(SB)/4, $0x4b000000
-DATA vectorConstants<>+912(SB)/4, $0x4b000000
-DATA vectorConstants<>+916(SB)/4, $0x4b000000
-DATA vectorConstants<>+920(SB)/4, $0x4b000000
-DATA vectorConstants<>+924(SB)/4, $0x4b000000
-DATA vectorConstants<>+928(SB)/4, $0x4b000000
-DATA vectorConstants<>+932(SB)/4, $0x4b000000
-DATA vectorConstants<>+936(SB)/4, $0x4b000000
-DATA vectorConstants<>+940(SB)/4, $0x4b000000
-DATA vectorConstants<>+944(SB)/4, $0x4b000000
-DATA vectorConstants<>+948(SB)/4, $0x4b000000
-DATA vectorConstants<>+952(SB)/4, $0x4b000000
-DATA vectorConstants<>+956(SB)/4, $0x4b000000
-DATA vectorConstants<>+960(SB)/4, $0xc1b80000
-DATA vectorConstants<>+964(SB)/4, $0xc1b80000
-DATA vectorConstants<>+968(SB)/4, $0xc1b80000
-DATA vectorConstants<>+972(SB)/4, $0xc1b80000
-DATA vectorConstants<>+976(SB)/4, $0xc1b80000
-DATA vectorConstants<>+980(SB)/4, $0xc1b80000
-DATA vectorConstants<>+984(SB)/4, $0xc1b80000
-DATA vectorConstants<>+988(SB)/4, $0xc1b80000
-DATA vectorConstants<>+992(SB)/4, $0xc1b80000
-DATA vectorConstants<>+996(SB)/4, $0xc1b80000
-DATA vectorConstants<>+1000(SB)/4, $0xc1b80000
-DATA vectorConstants<>+1004(SB)/4, $0xc1b80000
-DATA vectorConstants<>+1008(SB)/4, $0xc1b80000
-DATA vectorConstants<>+1012(SB)/4, $0xc1b80000
-DATA vectorConstants<>+1016(SB)/4, $0xc1b80000
-DATA vectorConstants<>+1020(SB)/4, $0xc1b80000
-DATA vectorConstants<>+1024(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1028(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1032(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1036(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1040(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1044(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1048(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1052(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1056(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1060(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1064(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1068(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1072(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1076(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1080(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1084(SB)/4, $0x3f3504f3
-DATA vectorConstants<>+1088(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1092(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1096(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1100(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1104(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1108(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1112(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1116(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1120(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1124(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1128(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1132(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1136(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1140(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1144(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1148(SB)/4, $0x3d9021bb
-DATA vectorConstants<>+1152(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1156(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1160(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1164(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1168(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1172(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1176(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1180(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1184(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1188(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1192(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1196(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1200(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1204(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1208(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1212(SB)/4, $0xbdebd1b8
-DATA vectorConstants<>+1216(SB)/4, $0x3def251a
-DATA vectorConstants<>+1220(SB)/4, $0x3def251a
-DATA vectorConstants<>+1224(SB)/4, $0x3def251a
-DATA vectorConstants<>+1228(SB)/4, $0x3def251a
-DATA vectorConstants<>+1232(SB)/4, $0x3def251a
-DATA vectorConstants<>+1236(SB)/4, $0x3def251a
-DATA vectorConstants<>+1240(SB)/4, $0x3def251a
-DATA vectorConstants<>+1244(SB)/4, $0x3def251a
-DATA vectorConstants<>+1248(SB)/4, $0x3def251a
-DATA vectorConstants<>+1252(SB)/4, $0x3def251a
-DATA vectorConstants<>+1256(SB)/4, $0x3def251a
-DATA vectorConstants<>+1260(SB)/4, $0x3def251a
-DATA vectorConstants<>+1264(SB)/4, $0x3def251a
-DATA vectorConstants<>+1268(SB)/4, $0x3def251a
-DATA vectorConstants<>+1272(SB)/4, $0x3def251a
-DATA vectorConstants<>+1276(SB)/4, $0x3def251a
-DATA vectorConstants<>+1280(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1284(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1288(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1292(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1296(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1300(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1304(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1308(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1312(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1316(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1320(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1324(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1328(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1332(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1336(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1340(SB)/4, $0xbdfe5d4f
-DATA vectorConstants<>+1344(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1348(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1352(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1356(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1360(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1364(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1368(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1372(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1376(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1380(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1384(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1388(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1392(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1396(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1400(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1404(SB)/4, $0x3e11e9bf
-DATA vectorConstants<>+1408(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1412(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1416(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1420(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1424(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1428(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1432(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1436(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1440(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1444(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1448(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1452(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1456(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1460(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1464(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1468(SB)/4, $0xbe2aae50
-DATA vectorConstants<>+1472(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1476(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1480(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1484(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1488(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1492(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1496(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1500(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1504(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1508(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1512(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1516(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1520(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1524(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1528(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1532(SB)/4, $0x3e4cceac
-DATA vectorConstants<>+1536(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1540(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1544(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1548(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1552(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1556(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1560(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1564(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1568(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1572(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1576(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1580(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1584(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1588(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1592(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1596(SB)/4, $0xbe7ffffc
-DATA vectorConstants<>+1600(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1604(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1608(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1612(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1616(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1620(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1624(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1628(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1632(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1636(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1640(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1644(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1648(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1652(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1656(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1660(SB)/4, $0x3eaaaaaa
-DATA vectorConstants<>+1664(SB)/4, $0x7f800000
-DATA vectorConstants<>+1668(SB)/4, $0x7f800000
-DATA vectorConstants<>+1672(SB)/4, $0x7f800000
-DATA vectorConstants<>+1676(SB)/4, $0x7f800000
-DATA vectorConstants<>+1680(SB)/4, $0x7f800000
-DATA vectorConstants<>+1684(SB)/4, $0x7f800000
-DATA vectorConstants<>+1688(SB)/4, $0x7f800000
-DATA vectorConstants<>+1692(SB)/4, $0x7f800000
-DATA vectorConstants<>+1696(SB)/4, $0x7f800000
-DATA vectorConstants<>+1700(SB)/4, $0x7f800000
-DATA vectorConstants<>+1704(SB)/4, $0x7f800000
-DATA vectorConstants<>+1708(SB)/4, $0x7f800000
-DATA vectorConstants<>+1712(SB)/4, $0x7f800000
-DATA vectorConstants<>+1716(SB)/4, $0x7f800000
-DATA vectorConstants<>+1720(SB)/4, $0x7f800000
-DATA vectorConstants<>+1724(SB)/4, $0x7f800000
-DATA vectorConstants<>+1728(SB)/4, $0x00000000
-DATA vectorConstants<>+1732(SB)/4, $0x00000000
-DATA vectorConstants<>+1736(SB)/4, $0x00000000
-DATA vectorConstants<>+1740(SB)/4, $0x00000000
-DATA vectorConstants<>+1744(SB)/4, $0x00000000
-DATA vectorConstants<>+1748(SB)/4, $0x00000000
-DATA vectorConstants<>+1752(SB)/4, $0x00000000
-DATA vectorConstants<>+1756(SB)/4, $0x00000000
-DATA vectorConstants<>+1760(SB)/4, $0x00000000
-DATA vectorConstants<>+1764(SB)/4, $0x00000000
-DATA vectorConstants<>+1768(SB)/4, $0x00000000
-DATA vectorConstants<>+1772(SB)/4, $0x00000000
-DATA vectorConstants<>+1776(SB)/4, $0x00000000
-DATA vectorConstants<>+1780(SB)/4, $0x00000000
-DATA vectorConstants<>+1784(SB)/4, $0x00000000
-DATA vectorConstants<>+1788(SB)/4, $0x00000000
-DATA vectorConstants<>+1792(SB)/4, $0xff800000
-DATA vectorConstants<>+1796(SB)/4, $0xff800000
-DATA vectorConstants<>+1800(SB)/4, $0xff800000
-DATA vectorConstants<>+1804(SB)/4, $0xff800000
-DATA vectorConstants<>+1808(SB)/4, $0xff800000
-DATA vectorConstants<>+1812(SB)/4, $0xff800000
-DATA vectorConstants<>+1816(SB)/4, $0xff800000
-DATA vectorConstants<>+1820(SB)/4, $0xff800000
-DATA vectorConstants<>+1824(SB)/4, $0xff800000
-DATA vectorConstants<>+1828(SB)/4, $0xff800000
-DATA vectorConstants<>+1832(SB)/4, $0xff800000
-DATA vectorConstants<>+1836(SB)/4, $0xff800000
-DATA vectorConstants<>+1840(SB)/4, $0xff800000
-DATA vectorConstants<>+1844(SB)/4, $0xff800000
-DATA vectorConstants<>+1848(SB)/4, $0xff800000
-DATA vectorConstants<>+1852(SB)/4, $0xff800000
-DATA vectorConstants<>+1856(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1860(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1864(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1868(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1872(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1876(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1880(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1884(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1888(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1892(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1896(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1900(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1904(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1908(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1912(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1916(SB)/4, $0x7fc00000
-DATA vectorConstants<>+1920(SB)/4, $0x80000000
-DATA vectorConstants<>+1924(SB)/4, $0x80000000
-DATA vectorConstants<>+1928(SB)/4, $0x80000000
-DATA vectorConstants<>+1932(SB)/4, $0x80000000
-DATA vectorConstants<>+1936(SB)/4, $0x80000000
-DATA vectorConstants<>+1940(SB)/4, $0x80000000
-DATA vectorConstants<>+1944(SB)/4, $0x80000000
-DATA vectorConstants<>+1948(SB)/4, $0x80000000
-DATA vectorConstants<>+1952(SB)/4, $0x80000000
-DATA vectorConstants<>+1956(SB)/4, $0x80000000
-DATA vectorConstants<>+1960(SB)/4, $0x80000000
-DATA vectorConstants<>+1964(SB)/4, $0x80000000
-DATA vectorConstants<>+1968(SB)/4, $0x80000000
-DATA vectorConstants<>+1972(SB)/4, $0x80000000
-DATA vectorConstants<>+1976(SB)/4, $0x80000000
-DATA vectorConstants<>+1980(SB)/4, $0x80000000
-DATA vectorConstants<>+1984(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+1988(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+1992(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+1996(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2000(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2004(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2008(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2012(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2016(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2020(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2024(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2028(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2032(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2036(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2040(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2044(SB)/4, $0xc2ae0000
-DATA vectorConstants<>+2048(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2052(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2056(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2060(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2064(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2068(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2072(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2076(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2080(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2084(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2088(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2092(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2096(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2100(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2104(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2108(SB)/4, $0x42ae0000
-DATA vectorConstants<>+2112(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2116(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2120(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2124(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2128(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2132(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2136(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2140(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2144(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2148(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2152(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2156(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2160(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2164(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2168(SB)/4, $0x3ed413cd
-DATA vectorConstants<>+2172(SB)/4, $0x3ed413cd
+DATA vectorConstants<>+0(SB)/8, $0xc2cff1b5c2cff1b5
+DATA vectorConstants<>+8(SB)/8, $0xc2cff1b5c2cff1b5
+DATA vectorConstants<>+16(SB)/8, $0xc2cff1b5c2cff1b5
+DATA vectorConstants<>+24(SB)/8, $0xc2cff1b5c2cff1b5
+DATA vectorConstants<>+32(SB)/8, $0xc2cff1b5c2cff1b5
+DATA vectorConstants<>+40(SB)/8, $0xc2cff1b5c2cff1b5
+DATA vectorConstants<>+48(SB)/8, $0xc2cff1b5c2cff1b5
+DATA vectorConstants<>+56(SB)/8, $0xc2cff1b5c2cff1b5
+DATA vectorConstants<>+64(SB)/8, $0x42b2000042b20000
+DATA vectorConstants<>+72(SB)/8, $0x42b2000042b20000
+DATA vectorConstants<>+80(SB)/8, $0x42b2000042b20000
+DATA vectorConstants<>+88(SB)/8, $0x42b2000042b20000
+DATA vectorConstants<>+96(SB)/8, $0x42b2000042b20000
+DATA vectorConstants<>+104(SB)/8, $0x42b2000042b20000
+DATA vectorConstants<>+112(SB)/8, $0x42b2000042b20000
+DATA vectorConstants<>+120(SB)/8, $0x42b2000042b20000
+DATA vectorConstants<>+128(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA vectorConstants<>+136(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA vectorConstants<>+144(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA vectorConstants<>+152(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA vectorConstants<>+160(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA vectorConstants<>+168(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA vectorConstants<>+176(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA vectorConstants<>+184(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA vectorConstants<>+192(SB)/8, $0x3f3180003f318000
+DATA vectorConstants<>+200(SB)/8, $0x3f3180003f318000
+DATA vectorConstants<>+208(SB)/8, $0x3f3180003f318000
+DATA vectorConstants<>+216(SB)/8, $0x3f3180003f318000
+DATA vectorConstants<>+224(SB)/8, $0x3f3180003f318000
+DATA vectorConstants<>+232(SB)/8, $0x3f3180003f318000
+DATA vectorConstants<>+240(SB)/8, $0x3f3180003f318000
+DATA vectorConstants<>+248(SB)/8, $0x3f3180003f318000
+DATA vectorConstants<>+256(SB)/8, $0xb95e8083b95e8083
+DATA vectorConstants<>+264(SB)/8, $0xb95e8083b95e8083
+DATA vectorConstants<>+272(SB)/8, $0xb95e8083b95e8083
+DATA vectorConstants<>+280(SB)/8, $0xb95e8083b95e8083
+DATA vectorConstants<>+288(SB)/8, $0xb95e8083b95e8083
+DATA vectorConstants<>+296(SB)/8, $0xb95e8083b95e8083
+DATA vectorConstants<>+304(SB)/8, $0xb95e8083b95e8083
+DATA vectorConstants<>+312(SB)/8, $0xb95e8083b95e8083
+DATA vectorConstants<>+320(SB)/8, $0x3950696739506967
+DATA vectorConstants<>+328(SB)/8, $0x3950696739506967
+DATA vectorConstants<>+336(SB)/8, $0x3950696739506967
+DATA vectorConstants<>+344(SB)/8, $0x3950696739506967
+DATA vectorConstants<>+352(SB)/8, $0x3950696739506967
+DATA vectorConstants<>+360(SB)/8, $0x3950696739506967
+DATA vectorConstants<>+368(SB)/8, $0x3950696739506967
+DATA vectorConstants<>+376(SB)/8, $0x3950696739506967
+DATA vectorConstants<>+384(SB)/8, $0x3ab743ce3ab743ce
+DATA vectorConstants<>+392(SB)/8, $0x3ab743ce3ab743ce
+DATA vectorConstants<>+400(SB)/8, $0x3ab743ce3ab743ce
+DATA vectorConstants<>+408(SB)/8, $0x3ab743ce3ab743ce
+DATA vectorConstants<>+416(SB)/8, $0x3ab743ce3ab743ce
+DATA vectorConstants<>+424(SB)/8, $0x3ab743ce3ab743ce
+DATA vectorConstants<>+432(SB)/8, $0x3ab743ce3ab743ce
+DATA vectorConstants<>+440(SB)/8, $0x3ab743ce3ab743ce
+DATA vectorConstants<>+448(SB)/8, $0x3c0889083c088908
+DATA vectorConstants<>+456(SB)/8, $0x3c0889083c088908
+DATA vectorConstants<>+464(SB)/8, $0x3c0889083c088908
+DATA vectorConstants<>+472(SB)/8, $0x3c0889083c088908
+DATA vectorConstants<>+480(SB)/8, $0x3c0889083c088908
+DATA vectorConstants<>+488(SB)/8, $0x3c0889083c088908
+DATA vectorConstants<>+496(SB)/8, $0x3c0889083c088908
+DATA vectorConstants<>+504(SB)/8, $0x3c0889083c088908
+DATA vectorConstants<>+512(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA vectorConstants<>+520(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA vectorConstants<>+528(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA vectorConstants<>+536(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA vectorConstants<>+544(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA vectorConstants<>+552(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA vectorConstants<>+560(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA vectorConstants<>+568(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA vectorConstants<>+576(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA vectorConstants<>+584(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA vectorConstants<>+592(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA vectorConstants<>+600(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA vectorConstants<>+608(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA vectorConstants<>+616(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA vectorConstants<>+624(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA vectorConstants<>+632(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA vectorConstants<>+640(SB)/8, $0x3f0000003f000000
+DATA vectorConstants<>+648(SB)/8, $0x3f0000003f000000
+DATA vectorConstants<>+656(SB)/8, $0x3f0000003f000000
+DATA vectorConstants<>+664(SB)/8, $0x3f0000003f000000
+DATA vectorConstants<>+672(SB)/8, $0x3f0000003f000000
+DATA vectorConstants<>+680(SB)/8, $0x3f0000003f000000
+DATA vectorConstants<>+688(SB)/8, $0x3f0000003f000000
+DATA vectorConstants<>+696(SB)/8, $0x3f0000003f000000
+DATA vectorConstants<>+704(SB)/8, $0x3f8000003f800000
+DATA vectorConstants<>+712(SB)/8, $0x3f8000003f800000
+DATA vectorConstants<>+720(SB)/8, $0x3f8000003f800000
+DATA vectorConstants<>+728(SB)/8, $0x3f8000003f800000
+DATA vectorConstants<>+736(SB)/8, $0x3f8000003f800000
+DATA vectorConstants<>+744(SB)/8, $0x3f8000003f800000
+DATA vectorConstants<>+752(SB)/8, $0x3f8000003f800000
+DATA vectorConstants<>+760(SB)/8, $0x3f8000003f800000
+DATA vectorConstants<>+768(SB)/8, $0x0000007f0000007f
+DATA vectorConstants<>+776(SB)/8, $0x0000007f0000007f
+DATA vectorConstants<>+784(SB)/8, $0x0000007f0000007f
+DATA vectorConstants<>+792(SB)/8, $0x0000007f0000007f
+DATA vectorConstants<>+800(SB)/8, $0x0000007f0000007f
+DATA vectorConstants<>+808(SB)/8, $0x0000007f0000007f
+DATA vectorConstants<>+816(SB)/8, $0x0000007f0000007f
+DATA vectorConstants<>+824(SB)/8, $0x0000007f0000007f
+DATA vectorConstants<>+832(SB)/8, $0x0080000000800000
+DATA vectorConstants<>+840(SB)/8, $0x0080000000800000
+DATA vectorConstants<>+848(SB)/8, $0x0080000000800000
+DATA vectorConstants<>+856(SB)/8, $0x0080000000800000
+DATA vectorConstants<>+864(SB)/8, $0x0080000000800000
+DATA vectorConstants<>+872(SB)/8, $0x0080000000800000
+DATA vectorConstants<>+880(SB)/8, $0x0080000000800000
+DATA vectorConstants<>+888(SB)/8, $0x0080000000800000
+DATA vectorConstants<>+896(SB)/8, $0x4b0000004b000000
+DATA vectorConstants<>+904(SB)/8, $0x4b0000004b000000
+DATA vectorConstants<>+912(SB)/8, $0x4b0000004b000000
+DATA vectorConstants<>+920(SB)/8, $0x4b0000004b000000
+DATA vectorConstants<>+928(SB)/8, $0x4b0000004b000000
+DATA vectorConstants<>+936(SB)/8, $0x4b0000004b000000
+DATA vectorConstants<>+944(SB)/8, $0x4b0000004b000000
+DATA vectorConstants<>+952(SB)/8, $0x4b0000004b000000
+DATA vectorConstants<>+960(SB)/8, $0xc1b80000c1b80000
+DATA vectorConstants<>+968(SB)/8, $0xc1b80000c1b80000
+DATA vectorConstants<>+976(SB)/8, $0xc1b80000c1b80000
+DATA vectorConstants<>+984(SB)/8, $0xc1b80000c1b80000
+DATA vectorConstants<>+992(SB)/8, $0xc1b80000c1b80000
+DATA vectorConstants<>+1000(SB)/8, $0xc1b80000c1b80000
+DATA vectorConstants<>+1008(SB)/8, $0xc1b80000c1b80000
+DATA vectorConstants<>+1016(SB)/8, $0xc1b80000c1b80000
+DATA vectorConstants<>+1024(SB)/8, $0x3f3504f33f3504f3
+DATA vectorConstants<>+1032(SB)/8, $0x3f3504f33f3504f3
+DATA vectorConstants<>+1040(SB)/8, $0x3f3504f33f3504f3
+DATA vectorConstants<>+1048(SB)/8, $0x3f3504f33f3504f3
+DATA vectorConstants<>+1056(SB)/8, $0x3f3504f33f3504f3
+DATA vectorConstants<>+1064(SB)/8, $0x3f3504f33f3504f3
+DATA vectorConstants<>+1072(SB)/8, $0x3f3504f33f3504f3
+DATA vectorConstants<>+1080(SB)/8, $0x3f3504f33f3504f3
+DATA vectorConstants<>+1088(SB)/8, $0x3d9021bb3d9021bb
+DATA vectorConstants<>+1096(SB)/8, $0x3d9021bb3d9021bb
+DATA vectorConstants<>+1104(SB)/8, $0x3d9021bb3d9021bb
+DATA vectorConstants<>+1112(SB)/8, $0x3d9021bb3d9021bb
+DATA vectorConstants<>+1120(SB)/8, $0x3d9021bb3d9021bb
+DATA vectorConstants<>+1128(SB)/8, $0x3d9021bb3d9021bb
+DATA vectorConstants<>+1136(SB)/8, $0x3d9021bb3d9021bb
+DATA vectorConstants<>+1144(SB)/8, $0x3d9021bb3d9021bb
+DATA vectorConstants<>+1152(SB)/8, $0xbdebd1b8bdebd1b8
+DATA vectorConstants<>+1160(SB)/8, $0xbdebd1b8bdebd1b8
+DATA vectorConstants<>+1168(SB)/8, $0xbdebd1b8bdebd1b8
+DATA vectorConstants<>+1176(SB)/8, $0xbdebd1b8bdebd1b8
+DATA vectorConstants<>+1184(SB)/8, $0xbdebd1b8bdebd1b8
+DATA vectorConstants<>+1192(SB)/8, $0xbdebd1b8bdebd1b8
+DATA vectorConstants<>+1200(SB)/8, $0xbdebd1b8bdebd1b8
+DATA vectorConstants<>+1208(SB)/8, $0xbdebd1b8bdebd1b8
+DATA vectorConstants<>+1216(SB)/8, $0x3def251a3def251a
+DATA vectorConstants<>+1224(SB)/8, $0x3def251a3def251a
+DATA vectorConstants<>+1232(SB)/8, $0x3def251a3def251a
+DATA vectorConstants<>+1240(SB)/8, $0x3def251a3def251a
+DATA vectorConstants<>+1248(SB)/8, $0x3def251a3def251a
+DATA vectorConstants<>+1256(SB)/8, $0x3def251a3def251a
+DATA vectorConstants<>+1264(SB)/8, $0x3def251a3def251a
+DATA vectorConstants<>+1272(SB)/8, $0x3def251a3def251a
+DATA vectorConstants<>+1280(SB)/8, $0xbdfe5d4fbdfe5d4f
+DATA vectorConstants<>+1288(SB)/8, $0xbdfe5d4fbdfe5d4f
+DATA vectorConstants<>+1296(SB)/8, $0xbdfe5d4fbdfe5d4f
+DATA vectorConstants<>+1304(SB)/8, $0xbdfe5d4fbdfe5d4f
+DATA vectorConstants<>+1312(SB)/8, $0xbdfe5d4fbdfe5d4f
+DATA vectorConstants<>+1320(SB)/8, $0xbdfe5d4fbdfe5d4f
+DATA vectorConstants<>+1328(SB)/8, $0xbdfe5d4fbdfe5d4f
+DATA vectorConstants<>+1336(SB)/8, $0xbdfe5d4fbdfe5d4f
+DATA vectorConstants<>+1344(SB)/8, $0x3e11e9bf3e11e9bf
+DATA vectorConstants<>+1352(SB)/8, $0x3e11e9bf3e11e9bf
+DATA vectorConstants<>+1360(SB)/8, $0x3e11e9bf3e11e9bf
+DATA vectorConstants<>+1368(SB)/8, $0x3e11e9bf3e11e9bf
+DATA vectorConstants<>+1376(SB)/8, $0x3e11e9bf3e11e9bf
+DATA vectorConstants<>+1384(SB)/8, $0x3e11e9bf3e11e9bf
+DATA vectorConstants<>+1392(SB)/8, $0x3e11e9bf3e11e9bf
+DATA vectorConstants<>+1400(SB)/8, $0x3e11e9bf3e11e9bf
+DATA vectorConstants<>+1408(SB)/8, $0xbe2aae50be2aae50
+DATA vectorConstants<>+1416(SB)/8, $0xbe2aae50be2aae50
+DATA vectorConstants<>+1424(SB)/8, $0xbe2aae50be2aae50
+DATA vectorConstants<>+1432(SB)/8, $0xbe2aae50be2aae50
+DATA vectorConstants<>+1440(SB)/8, $0xbe2aae50be2aae50
+DATA vectorConstants<>+1448(SB)/8, $0xbe2aae50be2aae50
+DATA vectorConstants<>+1456(SB)/8, $0xbe2aae50be2aae50
+DATA vectorConstants<>+1464(SB)/8, $0xbe2aae50be2aae50
+DATA vectorConstants<>+1472(SB)/8, $0x3e4cceac3e4cceac
+DATA vectorConstants<>+1480(SB)/8, $0x3e4cceac3e4cceac
+DATA vectorConstants<>+1488(SB)/8, $0x3e4cceac3e4cceac
+DATA vectorConstants<>+1496(SB)/8, $0x3e4cceac3e4cceac
+DATA vectorConstants<>+1504(SB)/8, $0x3e4cceac3e4cceac
+DATA vectorConstants<>+1512(SB)/8, $0x3e4cceac3e4cceac
+DATA vectorConstants<>+1520(SB)/8, $0x3e4cceac3e4cceac
+DATA vectorConstants<>+1528(SB)/8, $0x3e4cceac3e4cceac
+DATA vectorConstants<>+1536(SB)/8, $0xbe7ffffcbe7ffffc
+DATA vectorConstants<>+1544(SB)/8, $0xbe7ffffcbe7ffffc
+DATA vectorConstants<>+1552(SB)/8, $0xbe7ffffcbe7ffffc
+DATA vectorConstants<>+1560(SB)/8, $0xbe7ffffcbe7ffffc
+DATA vectorConstants<>+1568(SB)/8, $0xbe7ffffcbe7ffffc
+DATA vectorConstants<>+1576(SB)/8, $0xbe7ffffcbe7ffffc
+DATA vectorConstants<>+1584(SB)/8, $0xbe7ffffcbe7ffffc
+DATA vectorConstants<>+1592(SB)/8, $0xbe7ffffcbe7ffffc
+DATA vectorConstants<>+1600(SB)/8, $0x3eaaaaaa3eaaaaaa
+DATA vectorConstants<>+1608(SB)/8, $0x3eaaaaaa3eaaaaaa
+DATA vectorConstants<>+1616(SB)/8, $0x3eaaaaaa3eaaaaaa
+DATA vectorConstants<>+1624(SB)/8, $0x3eaaaaaa3eaaaaaa
+DATA vectorConstants<>+1632(SB)/8, $0x3eaaaaaa3eaaaaaa
+DATA vectorConstants<>+1640(SB)/8, $0x3eaaaaaa3eaaaaaa
+DATA vectorConstants<>+1648(SB)/8, $0x3eaaaaaa3eaaaaaa
+DATA vectorConstants<>+1656(SB)/8, $0x3eaaaaaa3eaaaaaa
+DATA vectorConstants<>+1664(SB)/8, $0x7f8000007f800000
+DATA vectorConstants<>+1672(SB)/8, $0x7f8000007f800000
+DATA vectorConstants<>+1680(SB)/8, $0x7f8000007f800000
+DATA vectorConstants<>+1688(SB)/8, $0x7f8000007f800000
+DATA vectorConstants<>+1696(SB)/8, $0x7f8000007f800000
+DATA vectorConstants<>+1704(SB)/8, $0x7f8000007f800000
+DATA vectorConstants<>+1712(SB)/8, $0x7f8000007f800000
+DATA vectorConstants<>+1720(SB)/8, $0x7f8000007f800000
+DATA vectorConstants<>+1728(SB)/8, $0x0000000000000000
+DATA vectorConstants<>+1736(SB)/8, $0x0000000000000000
+DATA vectorConstants<>+1744(SB)/8, $0x0000000000000000
+DATA vectorConstants<>+1752(SB)/8, $0x0000000000000000
+DATA vectorConstants<>+1760(SB)/8, $0x0000000000000000
+DATA vectorConstants<>+1768(SB)/8, $0x0000000000000000
+DATA vectorConstants<>+1776(SB)/8, $0x0000000000000000
+DATA vectorConstants<>+1784(SB)/8, $0x0000000000000000
+DATA vectorConstants<>+1792(SB)/8, $0xff800000ff800000
+DATA vectorConstants<>+1800(SB)/8, $0xff800000ff800000
+DATA vectorConstants<>+1808(SB)/8, $0xff800000ff800000
+DATA vectorConstants<>+1816(SB)/8, $0xff800000ff800000
+DATA vectorConstants<>+1824(SB)/8, $0xff800000ff800000
+DATA vectorConstants<>+1832(SB)/8, $0xff800000ff800000
+DATA vectorConstants<>+1840(SB)/8, $0xff800000ff800000
+DATA vectorConstants<>+1848(SB)/8, $0xff800000ff800000
+DATA vectorConstants<>+1856(SB)/8, $0x7fc000007fc00000
+DATA vectorConstants<>+1864(SB)/8, $0x7fc000007fc00000
+DATA vectorConstants<>+1872(SB)/8, $0x7fc000007fc00000
+DATA vectorConstants<>+1880(SB)/8, $0x7fc000007fc00000
+DATA vectorConstants<>+1888(SB)/8, $0x7fc000007fc00000
+DATA vectorConstants<>+1896(SB)/8, $0x7fc000007fc00000
+DATA vectorConstants<>+1904(SB)/8, $0x7fc000007fc00000
+DATA vectorConstants<>+1912(SB)/8, $0x7fc000007fc00000
+DATA vectorConstants<>+1920(SB)/8, $0x8000000080000000
+DATA vectorConstants<>+1928(SB)/8, $0x8000000080000000
+DATA vectorConstants<>+1936(SB)/8, $0x8000000080000000
+DATA vectorConstants<>+1944(SB)/8, $0x8000000080000000
+DATA vectorConstants<>+1952(SB)/8, $0x8000000080000000
+DATA vectorConstants<>+1960(SB)/8, $0x8000000080000000
+DATA vectorConstants<>+1968(SB)/8, $0x8000000080000000
+DATA vectorConstants<>+1976(SB)/8, $0x8000000080000000
+DATA vectorConstants<>+1984(SB)/8, $0xc2ae0000c2ae0000
+DATA vectorConstants<>+1992(SB)/8, $0xc2ae0000c2ae0000
+DATA vectorConstants<>+2000(SB)/8, $0xc2ae0000c2ae0000
+DATA vectorConstants<>+2008(SB)/8, $0xc2ae0000c2ae0000
+DATA vectorConstants<>+2016(SB)/8, $0xc2ae0000c2ae0000
+DATA vectorConstants<>+2024(SB)/8, $0xc2ae0000c2ae0000
+DATA vectorConstants<>+2032(SB)/8, $0xc2ae0000c2ae0000
+DATA vectorConstants<>+2040(SB)/8, $0xc2ae0000c2ae0000
+DATA vectorConstants<>+2048(SB)/8, $0x42ae000042ae0000
+DATA vectorConstants<>+2056(SB)/8, $0x42ae000042ae0000
+DATA vectorConstants<>+2064(SB)/8, $0x42ae000042ae0000
+DATA vectorConstants<>+2072(SB)/8, $0x42ae000042ae0000
+DATA vectorConstants<>+2080(SB)/8, $0x42ae000042ae0000
+DATA vectorConstants<>+2088(SB)/8, $0x42ae000042ae0000
+DATA vectorConstants<>+2096(SB)/8, $0x42ae000042ae0000
+DATA vectorConstants<>+2104(SB)/8, $0x42ae000042ae0000
+DATA vectorConstants<>+2112(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2120(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2128(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2136(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2144(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2152(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2160(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2168(SB)/8, $0x3ed413cd3ed413cd
 GLOBL vectorConstants<>(SB), RODATA|NOPTR, $2176
 
-DATA vectorTails<>+0(SB)/4, $0xffffffff
-DATA vectorTails<>+4(SB)/4, $0xffffffff
-DATA vectorTails<>+8(SB)/4, $0xffffffff
-DATA vectorTails<>+12(SB)/4, $0xffffffff
-DATA vectorTails<>+16(SB)/4, $0xffffffff
-DATA vectorTails<>+20(SB)/4, $0xffffffff
-DATA vectorTails<>+24(SB)/4, $0xffffffff
-DATA vectorTails<>+28(SB)/4, $0xffffffff
-DATA vectorTails<>+32(SB)/4, $0x00000000
-DATA vectorTails<>+36(SB)/4, $0x00000000
-DATA vectorTails<>+40(SB)/4, $0x00000000
-DATA vectorTails<>+44(SB)/4, $0x00000000
-DATA vectorTails<>+48(SB)/4, $0x00000000
-DATA vectorTails<>+52(SB)/4, $0x00000000
-DATA vectorTails<>+56(SB)/4, $0x00000000
-DATA vectorTails<>+60(SB)/4, $0x00000000
+DATA vectorTails<>+0(SB)/8, $0xffffffffffffffff
+DATA vectorTails<>+8(SB)/8, $0xffffffffffffffff
+DATA vectorTails<>+16(SB)/8, $0xffffffffffffffff
+DATA vectorTails<>+24(SB)/8, $0xffffffffffffffff
+DATA vectorTails<>+32(SB)/8, $0x0000000000000000
+DATA vectorTails<>+40(SB)/8, $0x0000000000000000
+DATA vectorTails<>+48(SB)/8, $0x0000000000000000
+DATA vectorTails<>+56(SB)/8, $0x0000000000000000
 GLOBL vectorTails<>(SB), RODATA|NOPTR, $64

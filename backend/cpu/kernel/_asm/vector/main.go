@@ -54,17 +54,17 @@ func (t *table) at(bits uint32) Mem {
 func (t *table) emit() {
 	GLOBL(constantsName, RODATA|NOPTR)
 	for i, b := range t.bits {
-		for j := range constantBytes / 4 {
-			DATA(i*constantBytes+4*j, U32(b))
+		for j := range constantBytes / 8 {
+			DATA(i*constantBytes+8*j, U64(uint64(b)<<32|uint64(b)))
 		}
 	}
 	GLOBL(tailsName, RODATA|NOPTR)
-	for i := range 16 {
-		b := uint32(0)
-		if i < 8 {
-			b = math.MaxUint32
+	for i := range 8 {
+		b := uint64(0)
+		if i < 4 {
+			b = math.MaxUint64
 		}
-		DATA(4*i, U32(b))
+		DATA(8*i, U64(b))
 	}
 }
 
@@ -237,13 +237,6 @@ func (k *kernel) cr(v float32) reg.VecVirtual {
 	}
 	d := k.vector()
 	VMOVUPS(k.table.at(b), d)
-	return d
-}
-
-// copied is v in a register that may be overwritten.
-func (k *kernel) copied(v Op) reg.VecVirtual {
-	d := k.vector()
-	VMOVUPS(v, d)
 	return d
 }
 

@@ -35,19 +35,20 @@ var (
 
 // polynomial is Horner's rule in x.
 func (k *kernel) polynomial(coefficients []float32, x Op) reg.VecVirtual {
-	q := k.copied(k.c(coefficients[0]))
+	q := k.vector()
+	VMOVUPS(k.c(coefficients[0]), q)
 	for _, c := range coefficients[1:] {
 		VFMADD213PS(k.c(c), x, q)
 	}
 	return q
 }
 
-// reduced splits x: exp(x) = 2^n (1 + p), n an integer.
-func (k *kernel) reduced(x Op) (n, p reg.VecVirtual) {
+// reduced splits x, which it overwrites: exp(x) = 2^n (1 + p), n an integer.
+func (k *kernel) reduced(x reg.VecVirtual) (n, p reg.VecVirtual) {
 	n, f := k.vector(), k.vector()
 	VCVTPS2DQ(k.multiply(x, k.c(log2E)), n)
 	VCVTDQ2PS(n, f)
-	r := k.copied(x)
+	r := x
 	VFNMADD231PS(k.c(ln2Head), f, r)
 	VFNMADD231PS(k.c(ln2Tail), f, r)
 	p = k.polynomial(expCoefficients, r)
