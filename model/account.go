@@ -7,6 +7,8 @@ type Account struct {
 	Parameters          int   // all of them
 	EmbeddingParameters int   // the embedding, and the head where it is not tied
 	FLOPsPerToken       int   // forward, 2 per multiply-add, at the given context; backward costs twice that again
+	MultiplyAdds        int   // of the operator in all layers, one token at the given depth
+	OperatorBytes       int   // one token through the operators in training's forward: q, k, v, z read once, o written once, float32
 	StateBytes          int   // decode state of one sequence at the given context, float32
 	KVBytes             int   // keys and values a Transformer of the same heads would hold at the given context, float32
 	LayerStateBytes     []int // StateBytes layer by layer
@@ -29,12 +31,14 @@ func (c *Config) Account(tokens int) Account {
 		if err != nil {
 			panic("model: account of an unresolved configuration: " + err.Error())
 		}
-		a.FLOPsPerToken += 2 * operatorMultiplyAdds(op, tokens)
+		a.MultiplyAdds += operatorMultiplyAdds(op, tokens)
+		a.OperatorBytes += 4 * (op.QueryHeads*(op.KeyDim+op.ValueDim) + op.KVHeads*(op.KeyDim+op.ValueDim+op.Slots))
 		bytes := op.StateBytes(tokens, 4)
 		a.LayerStateBytes = append(a.LayerStateBytes, bytes)
 		a.StateBytes += bytes
 		a.KVBytes += 4 * tokens * op.KVHeads * (op.KeyDim + op.ValueDim)
 	}
+	a.FLOPsPerToken += 2 * a.MultiplyAdds
 	return a
 }
 

@@ -84,6 +84,19 @@ func fromSource(c Config, source weights.Source, b backend.Backend, train bool) 
 	return m, false, nil
 }
 
+// CheckWeights holds the weights of a model directory against a configuration without loading them.
+func CheckWeights(dir string, c *Config) error {
+	source, err := weights.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	if err := weights.Match(source, c.Specs()); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	return nil
+}
+
 // Save writes config.json, model.safetensors and, where the config names tokens, generation_config.json into dir, which must exist. Weights are
 // written in the config's dtype.
 func (m *Model) Save(dir string) error {

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"nha/backend"
+	"nha/doctor"
+)
+
+func printJSON(c *cobra.Command, v any) error { return json.NewEncoder(c.OutOrStdout()).Encode(v) }
+
+func newDoctor() *cobra.Command {
+	var vectors, golden string
+	c := &cobra.Command{
+		Use: "doctor", Short: "Say what this machine offers, and check every backend against independent truth",
+		Example: "  nha doctor\n  nha doctor --vectors testdata/vectors\n  nha doctor --golden testdata/golden/nha-tiny --json",
+		Args:    exactly(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if vectors == "" && golden == "" {
+				return printMachine(c)
+			}
+			backends, err := allBackends()
+			if err != nil {
+				return err
+			}
+			lines, wrong := 0, 0
+			report := func(l doctor.Line) {
+				if lines++; flags.json {
+					_ = printJSON(c, l) // a closed pipe ends the program anyway
+				} else {
+					fmt.Fprintln(c.OutOrStdout(), l)
+				}
+			}
+			for _, check := range []struct {
+				dir string
+				run func(string, []backend.Backend, func(doctor.Line)) (int, error)
+			}{{vectors, doctor.Vectors}, {golden, doctor.Golden}} {
+				if check.dir == "" {
+					continue
+				}
+				n, err := check.run(check.dir, backends, report)
+				if wrong += n; err != nil {
+					return err
+				}
+			}
+			if wrong > 0 {
+				return fmt.Errorf("%d of %d tensors are outside their limit", wrong, lines)
+			}
+			if !flags.json {
+				fmt.Fprintf(c.OutOrStdout(), "all %d tensors within their limits\n", lines)
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&vectors, "vectors", "", "recompute every *.safetensors of this folder of operator vectors")
+	c.Flags().StringVar(&golden, "golden", "", "recompute this model directory with expected.safetensors and expected.json, or a folder of some")
+	return jsonFlag(c)
+}
+
+func printMachine(c *cobra.Command) error {
+	for _, l := range doctor.Machine() {
+		if flags.json {
+			if err := printJSON(c, map[string]string{"fact": l}); err != nil {
+				return err
+			}
+			continue
+		}
+		fmt.Fprintln(c.OutOrStdout(), l)
+	}
+	return nil
+}
+
+// allBackends is the backend of --backend, or with auto every one that opens here.
+func allBackends() ([]backend.Backend, error) {
+	if flags.backend != "auto" {
+		b, err := openBackend()
+		return []backend.Backend{b}, err
+	}
+	var list []backend.Backend
+	for _, name := range backend.Names() {
+		b, err := backend.Open(name, flags.threads)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, b)
+	}
+	return list, nil
+}
