@@ -15,7 +15,7 @@ const (
 	ln2Tail     = -2.12194440e-4
 	roundMagic  = 1.5 * (1 << 23) // adding and taking it away rounds to an integer, ties to even
 	sqrtHalf    = 0x3f3504f3      // bits of sqrt(1/2)
-	sqrt2Minus1 = 0.41421356
+	sqrt2Minus1 = 0x3ed413cd      // bits of sqrt(2) - 1
 
 	// expUnderflow is where exp(x) falls under half the smallest denormal, expOverflow is past the last finite result.
 	expUnderflow = -103.972084
@@ -137,10 +137,16 @@ func log32(x float32) float32 {
 	return logSeries(m-1, e+float32(n))
 }
 
-// log1pUnit32 is log(1+u) for 0 <= u <= 1: 1+u is never formed, so that a small u loses nothing.
+// log1pUnit32 is log(1+u) for 0 <= u <= 1: 1+u is never formed, so that a small u loses nothing. Without a branch, which
+// no machine would predict.
 func log1pUnit32(u float32) float32 {
-	if u > sqrt2Minus1 {
-		return logSeries((u-1)*0.5, 1)
-	}
-	return logSeries(u, 0)
+	b := int32(math.Float32bits(u))
+	large := uint32((sqrt2Minus1 - b) >> 31)
+	f := choose32(large, (u-1)*0.5, u)
+	return logSeries(f, choose32(large, 1, 0))
+}
+
+// choose32 is a where mask is all ones, b where it is 0.
+func choose32(mask uint32, a, b float32) float32 {
+	return math.Float32frombits(math.Float32bits(a)&mask | math.Float32bits(b)&^mask)
 }

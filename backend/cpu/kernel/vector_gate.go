@@ -26,7 +26,7 @@ func GateBackward(dz, dA, logA, z []float32, tau float32) {
 func gateForwardGeneric(logA, s, z []float32, inverseTau float32) {
 	logA, s = logA[:len(z)], s[:len(z)]
 	for i, v := range z {
-		e := exp32(-float32(math.Abs(float64(v))))
+		e := exp32(minusMagnitude32(v))
 		l := (min(v, 0) - log1pUnit32(e)) * inverseTau
 		logA[i] = l
 		s[i] = -expm1Negative32(l)
@@ -36,11 +36,12 @@ func gateForwardGeneric(logA, s, z []float32, inverseTau float32) {
 func gateBackwardGeneric(dz, dA, logA, z []float32, inverseTau float32) {
 	dz, dA, logA = dz[:len(z)], dA[:len(z)], logA[:len(z)]
 	for i, v := range z {
-		e := exp32(-float32(math.Abs(float64(v))))
-		sigmoid := 1 / (1 + e)
-		if v >= 0 {
-			sigmoid *= e
-		}
+		e := exp32(minusMagnitude32(v))
+		negative := uint32(int32(math.Float32bits(v)) >> 31)
+		sigmoid := choose32(negative, 1, e) / (1 + e)
 		dz[i] = dA[i] * exp32(logA[i]) * (sigmoid * inverseTau)
 	}
 }
+
+// minusMagnitude32 is -|v|: the sign bit set.
+func minusMagnitude32(v float32) float32 { return math.Float32frombits(math.Float32bits(v) | 1<<31) }

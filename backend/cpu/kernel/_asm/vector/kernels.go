@@ -260,8 +260,8 @@ func gates(t *table, wide bool) {
 	k.loop(1, func(at place) {
 		z := k.load("z", at)
 		e := k.exp(k.minusMagnitude(z))
-		// sigmoid(-z) is e/(1+e) for z >= 0 and 1/(1+e) below.
 		numerator := k.choose(k.compare(atLeastEqual, z, k.c(0)), e, k.cr(1))
+		// sigmoid(-z) is e/(1+e) for z >= 0 and 1/(1+e) below.
 		sigmoid := k.divide(numerator, k.add(e, k.c(1)))
 		d := k.multiply(k.load("dA", at), k.exp(k.load("logA", at)))
 		k.store("dz", at, k.multiply(d, k.multiply(sigmoid, inverseTau)))

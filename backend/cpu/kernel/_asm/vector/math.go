@@ -14,7 +14,7 @@ const (
 	ln2Head      = 0.693359375
 	ln2Tail      = -2.12194440e-4
 	sqrtHalf     = 0x3f3504f3
-	sqrt2Minus1  = 0.41421356
+	sqrt2Minus1  = 0x3ed413cd
 	expUnderflow = -103.972084
 	expOverflow  = 89
 	expBounded   = 87
@@ -123,7 +123,7 @@ func (k *kernel) log(x Op) reg.VecVirtual {
 
 // log1pUnit is log(1+u) for 0 <= u <= 1.
 func (k *kernel) log1pUnit(u Op) reg.VecVirtual {
-	large := k.compare(greater, u, k.c(sqrt2Minus1))
+	large := k.compare(greater, u, k.word(sqrt2Minus1))
 	f := k.choose(large, k.multiply(k.subtract(u, k.c(1)), k.c(0.5)), u)
 	return k.logSeries(f, k.keep(large, k.cr(1)))
 }
