@@ -72,6 +72,7 @@ const (
 type Workspace struct {
 	a, b []float32
 	tile [gemmMaxRow * gemmMaxCol]float32
+	dots [gemvRows * gemvStride]float32
 }
 
 // gemmCall is one product.
@@ -265,12 +266,28 @@ func (g *gemmCall) normalise() bool {
 	return g.m > 0 && g.n > 0
 }
 
-// plan cuts k into equal blocks and decides what to pack.
+// plan cuts k into equal blocks and decides what to pack. The figures are where packing began to win on Zen 3 in L2.
 func (g *gemmCall) plan() {
 	g.kParts = max(1, ceil(g.k, gemmDepth))
 	g.kPart = ceil(ceil(g.k, g.kParts), 8) * 8
-	g.packB = true
-	g.packA = true
+	depth := min(g.k, g.kPart)
+	switch g.op {
+	case TN:
+		// The tile's rows lie in one line of memory, each step of k in another: they must all stay in L1.
+		g.packA = g.n > 2*gemmCols && g.lda*depth > 8<<10
+	default:
+		// A tile reads a few streams, as good as packed memory until many panels of B pass.
+		g.packA = g.n > 512
+	}
+	switch {
+	case g.op == NT:
+		g.packB = true
+	case g.m <= 2*gemmRows:
+		g.packB = false
+	default:
+		// Rows whole pages apart fall into the same few sets of the caches.
+		g.packB = g.ldb*depth > 64<<10 || g.ldb%1024 == 0
+	}
 }
 
 // block computes rows [i0, i1) and columns [c0, c1) of C.

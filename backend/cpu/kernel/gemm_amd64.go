@@ -8,25 +8,25 @@ package kernel
 func gemmTileAVX2(rows int, k int, a []float32, aRow int, aCol int, b []float32, bRow int, c []float32, cRow int, alpha float32, bias []float32, add int)
 
 // gemvDotF32AVX2 is gemvDotGeneric for F32 weights, up to 3 rows of x, and k a multiple of 8.
-func gemvDotF32AVX2(rows int, k int, x []float32, xRow int, w []float32, wRow int, out []float32)
+func gemvDotF32AVX2(rows int, k int, x []float32, xRow int, w []float32, wRow int, out []float32, outRow int)
 
 // gemvDotBF16AVX2 is gemvDotGeneric for BF16 weights, up to 3 rows of x, and k a multiple of 8.
-func gemvDotBF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32)
+func gemvDotBF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 
 // gemvDotF16AVX2 is gemvDotGeneric for F16 weights, up to 3 rows of x, and k a multiple of 8.
-func gemvDotF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32)
+func gemvDotF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 
 // gemmTileAVX512 is gemmTileGeneric for tiles of up to 12 x 32.
 func gemmTileAVX512(rows int, k int, a []float32, aRow int, aCol int, b []float32, bRow int, c []float32, cRow int, alpha float32, bias []float32, add int)
 
 // gemvDotF32AVX512 is gemvDotGeneric for F32 weights, up to 6 rows of x, and k a multiple of 16.
-func gemvDotF32AVX512(rows int, k int, x []float32, xRow int, w []float32, wRow int, out []float32)
+func gemvDotF32AVX512(rows int, k int, x []float32, xRow int, w []float32, wRow int, out []float32, outRow int)
 
 // gemvDotBF16AVX512 is gemvDotGeneric for BF16 weights, up to 6 rows of x, and k a multiple of 16.
-func gemvDotBF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32)
+func gemvDotBF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 
 // gemvDotF16AVX512 is gemvDotGeneric for F16 weights, up to 6 rows of x, and k a multiple of 16.
-func gemvDotF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32)
+func gemvDotF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 
 // gemmTransposeF32AVX2 is gemmTransposeGeneric for F32.
 func gemmTransposeF32AVX2(blocks int, src []float32, srcRow int, dst []float32, dstRow int)

@@ -920,9 +920,9 @@ store1:
 	VZEROUPPER
 	RET
 
-// func gemvDotF32AVX2(rows int, k int, x []float32, xRow int, w []float32, wRow int, out []float32)
+// func gemvDotF32AVX2(rows int, k int, x []float32, xRow int, w []float32, wRow int, out []float32, outRow int)
 // Requires: AVX, FMA3
-TEXT ·gemvDotF32AVX2(SB), NOSPLIT, $0-104
+TEXT ·gemvDotF32AVX2(SB), NOSPLIT, $0-112
 	MOVQ   rows+0(FP), AX
 	MOVQ   k+8(FP), CX
 	MOVQ   x_base+16(FP), DX
@@ -932,6 +932,8 @@ TEXT ·gemvDotF32AVX2(SB), NOSPLIT, $0-104
 	MOVQ   wRow+72(FP), DI
 	SHLQ   $0x02, DI
 	MOVQ   out_base+80(FP), R8
+	MOVQ   outRow+104(FP), R9
+	SHLQ   $0x02, R9
 	CMPQ   AX, $0x02
 	JE     rows2
 	CMPQ   AX, $0x01
@@ -992,6 +994,7 @@ tail3:
 	VEXTRACTF128 $0x01, Y12, X0
 	VADDPS       X0, X12, X0
 	VMOVUPS      X0, (R8)
+	ADDQ         R9, R8
 	VUNPCKLPS    Y5, Y4, Y0
 	VUNPCKHPS    Y5, Y4, Y1
 	VADDPS       Y0, Y1, Y4
@@ -1003,7 +1006,8 @@ tail3:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X1
-	VMOVUPS      X1, 16(R8)
+	VMOVUPS      X1, (R8)
+	ADDQ         R9, R8
 	VUNPCKLPS    Y9, Y8, Y0
 	VUNPCKHPS    Y9, Y8, Y1
 	VADDPS       Y0, Y1, Y8
@@ -1015,7 +1019,7 @@ tail3:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X1
-	VMOVUPS      X1, 32(R8)
+	VMOVUPS      X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -1067,6 +1071,7 @@ tail2:
 	VEXTRACTF128 $0x01, Y8, X0
 	VADDPS       X0, X8, X0
 	VMOVUPS      X0, (R8)
+	ADDQ         R9, R8
 	VUNPCKLPS    Y5, Y4, Y0
 	VUNPCKHPS    Y5, Y4, Y1
 	VADDPS       Y0, Y1, Y4
@@ -1078,7 +1083,7 @@ tail2:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X1
-	VMOVUPS      X1, 16(R8)
+	VMOVUPS      X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -1154,9 +1159,9 @@ reduce1:
 	VZEROUPPER
 	RET
 
-// func gemvDotBF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32)
+// func gemvDotBF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 // Requires: AVX, AVX2, FMA3
-TEXT ·gemvDotBF16AVX2(SB), NOSPLIT, $0-104
+TEXT ·gemvDotBF16AVX2(SB), NOSPLIT, $0-112
 	MOVQ   rows+0(FP), AX
 	MOVQ   k+8(FP), CX
 	MOVQ   x_base+16(FP), DX
@@ -1166,6 +1171,8 @@ TEXT ·gemvDotBF16AVX2(SB), NOSPLIT, $0-104
 	MOVQ   wRow+72(FP), DI
 	SHLQ   $0x01, DI
 	MOVQ   out_base+80(FP), R8
+	MOVQ   outRow+104(FP), R9
+	SHLQ   $0x02, R9
 	CMPQ   AX, $0x02
 	JE     rows2
 	CMPQ   AX, $0x01
@@ -1230,6 +1237,7 @@ tail3:
 	VEXTRACTF128 $0x01, Y12, X0
 	VADDPS       X0, X12, X0
 	VMOVUPS      X0, (R8)
+	ADDQ         R9, R8
 	VUNPCKLPS    Y5, Y4, Y0
 	VUNPCKHPS    Y5, Y4, Y1
 	VADDPS       Y0, Y1, Y4
@@ -1241,7 +1249,8 @@ tail3:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X1
-	VMOVUPS      X1, 16(R8)
+	VMOVUPS      X1, (R8)
+	ADDQ         R9, R8
 	VUNPCKLPS    Y9, Y8, Y0
 	VUNPCKHPS    Y9, Y8, Y1
 	VADDPS       Y0, Y1, Y8
@@ -1253,7 +1262,7 @@ tail3:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X1
-	VMOVUPS      X1, 32(R8)
+	VMOVUPS      X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -1309,6 +1318,7 @@ tail2:
 	VEXTRACTF128 $0x01, Y8, X0
 	VADDPS       X0, X8, X0
 	VMOVUPS      X0, (R8)
+	ADDQ         R9, R8
 	VUNPCKLPS    Y5, Y4, Y0
 	VUNPCKHPS    Y5, Y4, Y1
 	VADDPS       Y0, Y1, Y4
@@ -1320,7 +1330,7 @@ tail2:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X1
-	VMOVUPS      X1, 16(R8)
+	VMOVUPS      X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -1408,9 +1418,9 @@ reduce1:
 	VZEROUPPER
 	RET
 
-// func gemvDotF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32)
+// func gemvDotF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 // Requires: AVX, F16C, FMA3
-TEXT ·gemvDotF16AVX2(SB), NOSPLIT, $0-104
+TEXT ·gemvDotF16AVX2(SB), NOSPLIT, $0-112
 	MOVQ   rows+0(FP), AX
 	MOVQ   k+8(FP), CX
 	MOVQ   x_base+16(FP), DX
@@ -1420,6 +1430,8 @@ TEXT ·gemvDotF16AVX2(SB), NOSPLIT, $0-104
 	MOVQ   wRow+72(FP), DI
 	SHLQ   $0x01, DI
 	MOVQ   out_base+80(FP), R8
+	MOVQ   outRow+104(FP), R9
+	SHLQ   $0x02, R9
 	CMPQ   AX, $0x02
 	JE     rows2
 	CMPQ   AX, $0x01
@@ -1480,6 +1492,7 @@ tail3:
 	VEXTRACTF128 $0x01, Y12, X0
 	VADDPS       X0, X12, X0
 	VMOVUPS      X0, (R8)
+	ADDQ         R9, R8
 	VUNPCKLPS    Y5, Y4, Y0
 	VUNPCKHPS    Y5, Y4, Y1
 	VADDPS       Y0, Y1, Y4
@@ -1491,7 +1504,8 @@ tail3:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X1
-	VMOVUPS      X1, 16(R8)
+	VMOVUPS      X1, (R8)
+	ADDQ         R9, R8
 	VUNPCKLPS    Y9, Y8, Y0
 	VUNPCKHPS    Y9, Y8, Y1
 	VADDPS       Y0, Y1, Y8
@@ -1503,7 +1517,7 @@ tail3:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X1
-	VMOVUPS      X1, 32(R8)
+	VMOVUPS      X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -1555,6 +1569,7 @@ tail2:
 	VEXTRACTF128 $0x01, Y8, X0
 	VADDPS       X0, X8, X0
 	VMOVUPS      X0, (R8)
+	ADDQ         R9, R8
 	VUNPCKLPS    Y5, Y4, Y0
 	VUNPCKHPS    Y5, Y4, Y1
 	VADDPS       Y0, Y1, Y4
@@ -1566,7 +1581,7 @@ tail2:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X1, X0, X1
-	VMOVUPS      X1, 16(R8)
+	VMOVUPS      X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -4505,9 +4520,9 @@ store1:
 	VZEROUPPER
 	RET
 
-// func gemvDotF32AVX512(rows int, k int, x []float32, xRow int, w []float32, wRow int, out []float32)
+// func gemvDotF32AVX512(rows int, k int, x []float32, xRow int, w []float32, wRow int, out []float32, outRow int)
 // Requires: AVX, AVX512DQ, AVX512F, AVX512VL
-TEXT ·gemvDotF32AVX512(SB), NOSPLIT, $0-104
+TEXT ·gemvDotF32AVX512(SB), NOSPLIT, $0-112
 	MOVQ   rows+0(FP), AX
 	MOVQ   k+8(FP), CX
 	MOVQ   x_base+16(FP), DX
@@ -4517,6 +4532,8 @@ TEXT ·gemvDotF32AVX512(SB), NOSPLIT, $0-104
 	MOVQ   wRow+72(FP), DI
 	SHLQ   $0x02, DI
 	MOVQ   out_base+80(FP), R8
+	MOVQ   outRow+104(FP), R9
+	SHLQ   $0x02, R9
 	CMPQ   AX, $0x05
 	JE     rows5
 	CMPQ   AX, $0x04
@@ -4529,8 +4546,8 @@ TEXT ·gemvDotF32AVX512(SB), NOSPLIT, $0-104
 	JE     rows1
 	LEAQ   (DX)(BX*2), AX
 	ADDQ   BX, AX
-	LEAQ   (SI)(DI*2), R9
-	ADDQ   DI, R9
+	LEAQ   (SI)(DI*2), R10
+	ADDQ   DI, R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -4586,7 +4603,7 @@ loop6:
 	VFMADD231PS Z30, Z27, Z14
 	VFMADD231PS Z30, Z28, Z18
 	VFMADD231PS Z30, Z29, Z22
-	VMOVUPS     (R9), Z30
+	VMOVUPS     (R10), Z30
 	VFMADD231PS Z30, Z24, Z3
 	VFMADD231PS Z30, Z25, Z7
 	VFMADD231PS Z30, Z26, Z11
@@ -4596,7 +4613,7 @@ loop6:
 	ADDQ        $0x00000040, DX
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000040, SI
-	ADDQ        $0x00000040, R9
+	ADDQ        $0x00000040, R10
 	SUBQ        $0x10, CX
 	JGE         loop6
 
@@ -4615,6 +4632,7 @@ tail6:
 	VEXTRACTF32X4 $0x01, Y24, X0
 	VADDPS        X0, X24, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -4628,7 +4646,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -4642,7 +4661,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z13, Z12, Z0
 	VUNPCKHPS     Z13, Z12, Z1
 	VADDPS        Z0, Z1, Z12
@@ -4656,7 +4676,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 48(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z17, Z16, Z0
 	VUNPCKHPS     Z17, Z16, Z1
 	VADDPS        Z0, Z1, Z16
@@ -4670,7 +4691,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 64(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z21, Z20, Z0
 	VUNPCKHPS     Z21, Z20, Z1
 	VADDPS        Z0, Z1, Z20
@@ -4684,15 +4706,15 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 80(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
 rows5:
 	LEAQ   (DX)(BX*2), AX
 	ADDQ   BX, AX
-	LEAQ   (SI)(DI*2), R9
-	ADDQ   DI, R9
+	LEAQ   (SI)(DI*2), R10
+	ADDQ   DI, R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -4740,7 +4762,7 @@ loop5:
 	VFMADD231PS Z25, Z22, Z10
 	VFMADD231PS Z25, Z23, Z14
 	VFMADD231PS Z25, Z24, Z18
-	VMOVUPS     (R9), Z25
+	VMOVUPS     (R10), Z25
 	VFMADD231PS Z25, Z20, Z3
 	VFMADD231PS Z25, Z21, Z7
 	VFMADD231PS Z25, Z22, Z11
@@ -4749,7 +4771,7 @@ loop5:
 	ADDQ        $0x00000040, DX
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000040, SI
-	ADDQ        $0x00000040, R9
+	ADDQ        $0x00000040, R10
 	SUBQ        $0x10, CX
 	JGE         loop5
 
@@ -4768,6 +4790,7 @@ tail5:
 	VEXTRACTF32X4 $0x01, Y20, X0
 	VADDPS        X0, X20, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -4781,7 +4804,8 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -4795,7 +4819,8 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z13, Z12, Z0
 	VUNPCKHPS     Z13, Z12, Z1
 	VADDPS        Z0, Z1, Z12
@@ -4809,7 +4834,8 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 48(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z17, Z16, Z0
 	VUNPCKHPS     Z17, Z16, Z1
 	VADDPS        Z0, Z1, Z16
@@ -4823,15 +4849,15 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 64(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
 rows4:
 	LEAQ   (DX)(BX*2), AX
 	ADDQ   BX, AX
-	LEAQ   (SI)(DI*2), R9
-	ADDQ   DI, R9
+	LEAQ   (SI)(DI*2), R10
+	ADDQ   DI, R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -4871,7 +4897,7 @@ loop4:
 	VFMADD231PS Z20, Z17, Z6
 	VFMADD231PS Z20, Z18, Z10
 	VFMADD231PS Z20, Z19, Z14
-	VMOVUPS     (R9), Z20
+	VMOVUPS     (R10), Z20
 	VFMADD231PS Z20, Z16, Z3
 	VFMADD231PS Z20, Z17, Z7
 	VFMADD231PS Z20, Z18, Z11
@@ -4879,7 +4905,7 @@ loop4:
 	ADDQ        $0x00000040, DX
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000040, SI
-	ADDQ        $0x00000040, R9
+	ADDQ        $0x00000040, R10
 	SUBQ        $0x10, CX
 	JGE         loop4
 
@@ -4898,6 +4924,7 @@ tail4:
 	VEXTRACTF32X4 $0x01, Y16, X0
 	VADDPS        X0, X16, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -4911,7 +4938,8 @@ tail4:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -4925,7 +4953,8 @@ tail4:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z13, Z12, Z0
 	VUNPCKHPS     Z13, Z12, Z1
 	VADDPS        Z0, Z1, Z12
@@ -4939,7 +4968,7 @@ tail4:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 48(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -5002,6 +5031,7 @@ tail3:
 	VEXTRACTF32X4 $0x01, Y12, X0
 	VADDPS        X0, X12, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -5015,7 +5045,8 @@ tail3:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -5029,7 +5060,7 @@ tail3:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -5083,6 +5114,7 @@ tail2:
 	VEXTRACTF32X4 $0x01, Y8, X0
 	VADDPS        X0, X8, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -5096,7 +5128,7 @@ tail2:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -5174,9 +5206,9 @@ reduce1:
 	VZEROUPPER
 	RET
 
-// func gemvDotBF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32)
+// func gemvDotBF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 // Requires: AVX, AVX512DQ, AVX512F, AVX512VL
-TEXT ·gemvDotBF16AVX512(SB), NOSPLIT, $0-104
+TEXT ·gemvDotBF16AVX512(SB), NOSPLIT, $0-112
 	MOVQ   rows+0(FP), AX
 	MOVQ   k+8(FP), CX
 	MOVQ   x_base+16(FP), DX
@@ -5186,6 +5218,8 @@ TEXT ·gemvDotBF16AVX512(SB), NOSPLIT, $0-104
 	MOVQ   wRow+72(FP), DI
 	SHLQ   $0x01, DI
 	MOVQ   out_base+80(FP), R8
+	MOVQ   outRow+104(FP), R9
+	SHLQ   $0x02, R9
 	CMPQ   AX, $0x05
 	JE     rows5
 	CMPQ   AX, $0x04
@@ -5198,8 +5232,8 @@ TEXT ·gemvDotBF16AVX512(SB), NOSPLIT, $0-104
 	JE     rows1
 	LEAQ   (DX)(BX*2), AX
 	ADDQ   BX, AX
-	LEAQ   (SI)(DI*2), R9
-	ADDQ   DI, R9
+	LEAQ   (SI)(DI*2), R10
+	ADDQ   DI, R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -5258,7 +5292,7 @@ loop6:
 	VFMADD231PS Z30, Z27, Z14
 	VFMADD231PS Z30, Z28, Z18
 	VFMADD231PS Z30, Z29, Z22
-	VPMOVZXWD   (R9), Z30
+	VPMOVZXWD   (R10), Z30
 	VPSLLD      $0x10, Z30, Z30
 	VFMADD231PS Z30, Z24, Z3
 	VFMADD231PS Z30, Z25, Z7
@@ -5269,7 +5303,7 @@ loop6:
 	ADDQ        $0x00000040, DX
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000020, SI
-	ADDQ        $0x00000020, R9
+	ADDQ        $0x00000020, R10
 	SUBQ        $0x10, CX
 	JGE         loop6
 
@@ -5288,6 +5322,7 @@ tail6:
 	VEXTRACTF32X4 $0x01, Y24, X0
 	VADDPS        X0, X24, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -5301,7 +5336,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -5315,7 +5351,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z13, Z12, Z0
 	VUNPCKHPS     Z13, Z12, Z1
 	VADDPS        Z0, Z1, Z12
@@ -5329,7 +5366,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 48(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z17, Z16, Z0
 	VUNPCKHPS     Z17, Z16, Z1
 	VADDPS        Z0, Z1, Z16
@@ -5343,7 +5381,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 64(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z21, Z20, Z0
 	VUNPCKHPS     Z21, Z20, Z1
 	VADDPS        Z0, Z1, Z20
@@ -5357,15 +5396,15 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 80(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
 rows5:
 	LEAQ   (DX)(BX*2), AX
 	ADDQ   BX, AX
-	LEAQ   (SI)(DI*2), R9
-	ADDQ   DI, R9
+	LEAQ   (SI)(DI*2), R10
+	ADDQ   DI, R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -5416,7 +5455,7 @@ loop5:
 	VFMADD231PS Z25, Z22, Z10
 	VFMADD231PS Z25, Z23, Z14
 	VFMADD231PS Z25, Z24, Z18
-	VPMOVZXWD   (R9), Z25
+	VPMOVZXWD   (R10), Z25
 	VPSLLD      $0x10, Z25, Z25
 	VFMADD231PS Z25, Z20, Z3
 	VFMADD231PS Z25, Z21, Z7
@@ -5426,7 +5465,7 @@ loop5:
 	ADDQ        $0x00000040, DX
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000020, SI
-	ADDQ        $0x00000020, R9
+	ADDQ        $0x00000020, R10
 	SUBQ        $0x10, CX
 	JGE         loop5
 
@@ -5445,6 +5484,7 @@ tail5:
 	VEXTRACTF32X4 $0x01, Y20, X0
 	VADDPS        X0, X20, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -5458,7 +5498,8 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -5472,7 +5513,8 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z13, Z12, Z0
 	VUNPCKHPS     Z13, Z12, Z1
 	VADDPS        Z0, Z1, Z12
@@ -5486,7 +5528,8 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 48(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z17, Z16, Z0
 	VUNPCKHPS     Z17, Z16, Z1
 	VADDPS        Z0, Z1, Z16
@@ -5500,15 +5543,15 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 64(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
 rows4:
 	LEAQ   (DX)(BX*2), AX
 	ADDQ   BX, AX
-	LEAQ   (SI)(DI*2), R9
-	ADDQ   DI, R9
+	LEAQ   (SI)(DI*2), R10
+	ADDQ   DI, R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -5551,7 +5594,7 @@ loop4:
 	VFMADD231PS Z20, Z17, Z6
 	VFMADD231PS Z20, Z18, Z10
 	VFMADD231PS Z20, Z19, Z14
-	VPMOVZXWD   (R9), Z20
+	VPMOVZXWD   (R10), Z20
 	VPSLLD      $0x10, Z20, Z20
 	VFMADD231PS Z20, Z16, Z3
 	VFMADD231PS Z20, Z17, Z7
@@ -5560,7 +5603,7 @@ loop4:
 	ADDQ        $0x00000040, DX
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000020, SI
-	ADDQ        $0x00000020, R9
+	ADDQ        $0x00000020, R10
 	SUBQ        $0x10, CX
 	JGE         loop4
 
@@ -5579,6 +5622,7 @@ tail4:
 	VEXTRACTF32X4 $0x01, Y16, X0
 	VADDPS        X0, X16, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -5592,7 +5636,8 @@ tail4:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -5606,7 +5651,8 @@ tail4:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z13, Z12, Z0
 	VUNPCKHPS     Z13, Z12, Z1
 	VADDPS        Z0, Z1, Z12
@@ -5620,7 +5666,7 @@ tail4:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 48(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -5687,6 +5733,7 @@ tail3:
 	VEXTRACTF32X4 $0x01, Y12, X0
 	VADDPS        X0, X12, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -5700,7 +5747,8 @@ tail3:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -5714,7 +5762,7 @@ tail3:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -5772,6 +5820,7 @@ tail2:
 	VEXTRACTF32X4 $0x01, Y8, X0
 	VADDPS        X0, X8, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -5785,7 +5834,7 @@ tail2:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -5875,9 +5924,9 @@ reduce1:
 	VZEROUPPER
 	RET
 
-// func gemvDotF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32)
+// func gemvDotF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 // Requires: AVX, AVX512DQ, AVX512F, AVX512VL
-TEXT ·gemvDotF16AVX512(SB), NOSPLIT, $0-104
+TEXT ·gemvDotF16AVX512(SB), NOSPLIT, $0-112
 	MOVQ   rows+0(FP), AX
 	MOVQ   k+8(FP), CX
 	MOVQ   x_base+16(FP), DX
@@ -5887,6 +5936,8 @@ TEXT ·gemvDotF16AVX512(SB), NOSPLIT, $0-104
 	MOVQ   wRow+72(FP), DI
 	SHLQ   $0x01, DI
 	MOVQ   out_base+80(FP), R8
+	MOVQ   outRow+104(FP), R9
+	SHLQ   $0x02, R9
 	CMPQ   AX, $0x05
 	JE     rows5
 	CMPQ   AX, $0x04
@@ -5899,8 +5950,8 @@ TEXT ·gemvDotF16AVX512(SB), NOSPLIT, $0-104
 	JE     rows1
 	LEAQ   (DX)(BX*2), AX
 	ADDQ   BX, AX
-	LEAQ   (SI)(DI*2), R9
-	ADDQ   DI, R9
+	LEAQ   (SI)(DI*2), R10
+	ADDQ   DI, R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -5956,7 +6007,7 @@ loop6:
 	VFMADD231PS Z30, Z27, Z14
 	VFMADD231PS Z30, Z28, Z18
 	VFMADD231PS Z30, Z29, Z22
-	VCVTPH2PS   (R9), Z30
+	VCVTPH2PS   (R10), Z30
 	VFMADD231PS Z30, Z24, Z3
 	VFMADD231PS Z30, Z25, Z7
 	VFMADD231PS Z30, Z26, Z11
@@ -5966,7 +6017,7 @@ loop6:
 	ADDQ        $0x00000040, DX
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000020, SI
-	ADDQ        $0x00000020, R9
+	ADDQ        $0x00000020, R10
 	SUBQ        $0x10, CX
 	JGE         loop6
 
@@ -5985,6 +6036,7 @@ tail6:
 	VEXTRACTF32X4 $0x01, Y24, X0
 	VADDPS        X0, X24, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -5998,7 +6050,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -6012,7 +6065,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z13, Z12, Z0
 	VUNPCKHPS     Z13, Z12, Z1
 	VADDPS        Z0, Z1, Z12
@@ -6026,7 +6080,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 48(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z17, Z16, Z0
 	VUNPCKHPS     Z17, Z16, Z1
 	VADDPS        Z0, Z1, Z16
@@ -6040,7 +6095,8 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 64(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z21, Z20, Z0
 	VUNPCKHPS     Z21, Z20, Z1
 	VADDPS        Z0, Z1, Z20
@@ -6054,15 +6110,15 @@ tail6:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 80(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
 rows5:
 	LEAQ   (DX)(BX*2), AX
 	ADDQ   BX, AX
-	LEAQ   (SI)(DI*2), R9
-	ADDQ   DI, R9
+	LEAQ   (SI)(DI*2), R10
+	ADDQ   DI, R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -6110,7 +6166,7 @@ loop5:
 	VFMADD231PS Z25, Z22, Z10
 	VFMADD231PS Z25, Z23, Z14
 	VFMADD231PS Z25, Z24, Z18
-	VCVTPH2PS   (R9), Z25
+	VCVTPH2PS   (R10), Z25
 	VFMADD231PS Z25, Z20, Z3
 	VFMADD231PS Z25, Z21, Z7
 	VFMADD231PS Z25, Z22, Z11
@@ -6119,7 +6175,7 @@ loop5:
 	ADDQ        $0x00000040, DX
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000020, SI
-	ADDQ        $0x00000020, R9
+	ADDQ        $0x00000020, R10
 	SUBQ        $0x10, CX
 	JGE         loop5
 
@@ -6138,6 +6194,7 @@ tail5:
 	VEXTRACTF32X4 $0x01, Y20, X0
 	VADDPS        X0, X20, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -6151,7 +6208,8 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -6165,7 +6223,8 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z13, Z12, Z0
 	VUNPCKHPS     Z13, Z12, Z1
 	VADDPS        Z0, Z1, Z12
@@ -6179,7 +6238,8 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 48(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z17, Z16, Z0
 	VUNPCKHPS     Z17, Z16, Z1
 	VADDPS        Z0, Z1, Z16
@@ -6193,15 +6253,15 @@ tail5:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 64(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
 rows4:
 	LEAQ   (DX)(BX*2), AX
 	ADDQ   BX, AX
-	LEAQ   (SI)(DI*2), R9
-	ADDQ   DI, R9
+	LEAQ   (SI)(DI*2), R10
+	ADDQ   DI, R10
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
@@ -6241,7 +6301,7 @@ loop4:
 	VFMADD231PS Z20, Z17, Z6
 	VFMADD231PS Z20, Z18, Z10
 	VFMADD231PS Z20, Z19, Z14
-	VCVTPH2PS   (R9), Z20
+	VCVTPH2PS   (R10), Z20
 	VFMADD231PS Z20, Z16, Z3
 	VFMADD231PS Z20, Z17, Z7
 	VFMADD231PS Z20, Z18, Z11
@@ -6249,7 +6309,7 @@ loop4:
 	ADDQ        $0x00000040, DX
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000020, SI
-	ADDQ        $0x00000020, R9
+	ADDQ        $0x00000020, R10
 	SUBQ        $0x10, CX
 	JGE         loop4
 
@@ -6268,6 +6328,7 @@ tail4:
 	VEXTRACTF32X4 $0x01, Y16, X0
 	VADDPS        X0, X16, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -6281,7 +6342,8 @@ tail4:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -6295,7 +6357,8 @@ tail4:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z13, Z12, Z0
 	VUNPCKHPS     Z13, Z12, Z1
 	VADDPS        Z0, Z1, Z12
@@ -6309,7 +6372,7 @@ tail4:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 48(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -6372,6 +6435,7 @@ tail3:
 	VEXTRACTF32X4 $0x01, Y12, X0
 	VADDPS        X0, X12, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -6385,7 +6449,8 @@ tail3:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z9, Z8, Z0
 	VUNPCKHPS     Z9, Z8, Z1
 	VADDPS        Z0, Z1, Z8
@@ -6399,7 +6464,7 @@ tail3:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 32(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -6453,6 +6518,7 @@ tail2:
 	VEXTRACTF32X4 $0x01, Y8, X0
 	VADDPS        X0, X8, X0
 	VMOVUPS       X0, (R8)
+	ADDQ          R9, R8
 	VUNPCKLPS     Z5, Z4, Z0
 	VUNPCKHPS     Z5, Z4, Z1
 	VADDPS        Z0, Z1, Z4
@@ -6466,7 +6532,7 @@ tail2:
 	VADDPS        Y1, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
 	VADDPS        X1, X0, X1
-	VMOVUPS       X1, 16(R8)
+	VMOVUPS       X1, (R8)
 	VZEROUPPER
 	RET
 
@@ -6787,7 +6853,7 @@ DATA gemmLanes<>+60(SB)/4, $0x0000000f
 GLOBL gemmLanes<>(SB), RODATA|NOPTR, $64
 
 // func gemmCopyAVX2(rows int, width int, src []float32, srcRow int, dst []float32, dstRow int)
-// Requires: AVX, AVX2
+// Requires: AVX, AVX2, MMX+
 TEXT ·gemmCopyAVX2(SB), NOSPLIT, $0-80
 	MOVQ         rows+0(FP), AX
 	MOVQ         width+8(FP), CX
@@ -6805,6 +6871,7 @@ TEXT ·gemmCopyAVX2(SB), NOSPLIT, $0-80
 	JLE          copy1
 
 copy2:
+	PREFETCHT0 (DX)(BX*8)
 	VMASKMOVPS (DX), Y1, Y2
 	VMOVUPS    Y2, (SI)
 	VMASKMOVPS 32(DX), Y0, Y2
@@ -6817,6 +6884,7 @@ copy2:
 	RET
 
 copy1:
+	PREFETCHT0 (DX)(BX*8)
 	VMASKMOVPS (DX), Y1, Y0
 	VMOVUPS    Y0, (SI)
 	ADDQ       BX, DX

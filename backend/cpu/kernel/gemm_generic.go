@@ -117,30 +117,30 @@ func gemmTransposeF16Generic(blocks int, src []uint16, srcRow int, dst []float32
 	}
 }
 
-// gemvDotF32Generic computes the products of up to gemvDotRows rows of x with four rows of w, over k a multiple of 16:
-// out[4*i+j] = sum over p of x[i*xRow+p] w[j*wRow+p].
-func gemvDotF32Generic(rows, k int, x []float32, xRow int, w []float32, wRow int, out []float32) {
+// gemvDotF32Generic computes the products of up to gemvDotRows rows of x with four rows of w, over k a multiple of gemvDotStep:
+// out[i*outRow+j] = sum over p of x[i*xRow+p] w[j*wRow+p].
+func gemvDotF32Generic(rows, k int, x []float32, xRow int, w []float32, wRow int, out []float32, outRow int) {
 	for i := range rows {
 		for j := range 4 {
-			out[4*i+j] = gemvDotRow(x[i*xRow:i*xRow+k], w[j*wRow:j*wRow+k], func(v float32) float32 { return v })
+			out[i*outRow+j] = gemvDotRow(x[i*xRow:i*xRow+k], w[j*wRow:j*wRow+k], func(v float32) float32 { return v })
 		}
 	}
 }
 
 // gemvDotBF16Generic is gemvDotF32Generic for bfloat16.
-func gemvDotBF16Generic(rows, k int, x []float32, xRow int, w []uint16, wRow int, out []float32) {
+func gemvDotBF16Generic(rows, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int) {
 	for i := range rows {
 		for j := range 4 {
-			out[4*i+j] = gemvDotRow(x[i*xRow:i*xRow+k], w[j*wRow:j*wRow+k], gemmFromBF16)
+			out[i*outRow+j] = gemvDotRow(x[i*xRow:i*xRow+k], w[j*wRow:j*wRow+k], gemmFromBF16)
 		}
 	}
 }
 
 // gemvDotF16Generic is gemvDotF32Generic for half precision.
-func gemvDotF16Generic(rows, k int, x []float32, xRow int, w []uint16, wRow int, out []float32) {
+func gemvDotF16Generic(rows, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int) {
 	for i := range rows {
 		for j := range 4 {
-			out[4*i+j] = gemvDotRow(x[i*xRow:i*xRow+k], w[j*wRow:j*wRow+k], gemmFromF16)
+			out[i*outRow+j] = gemvDotRow(x[i*xRow:i*xRow+k], w[j*wRow:j*wRow+k], gemmFromF16)
 		}
 	}
 }

@@ -8,6 +8,8 @@ package kernel
 const (
 	gemvRows   = 16       // m up to which a product is skinny
 	gemvChunk  = 64 << 10 // bytes of W to a range
+	gemvCols   = 64       // columns of C computed before they are written
+	gemvStride = gemvCols + 4
 	gemvSerial = 64 << 10 // elements of W, times m, below which one thread is faster
 )
 
@@ -19,8 +21,6 @@ var (
 	gemvDotRows = 3
 	gemvDotStep = 4
 )
-
-const gemvMaxDotRows = 6
 
 func init() {
 	register("generic", func() {
@@ -49,9 +49,14 @@ func (j *gemmJob) runSkinny(p *Pool) {
 
 // skinny computes range index of C's columns, that is of W's rows.
 func (j *gemmJob) skinny(worker, index int) {
-	g := &j.call
-	out := j.workspaces[worker].tile[:4*gemvMaxDotRows]
-	from, to := part(index, j.cols, g.n, 4)
+	from, to := part(index, j.cols, j.call.n, 4)
+	for c := from; c < to; c += gemvCols {
+		j.call.dots(j.workspaces[worker].dots[:], c, min(to, c+gemvCols))
+	}
+}
+
+// dots computes columns [from, to) of C, gemvCols at most, by way of the scratch in out.
+func (g *gemmCall) dots(out []float32, from, to int) {
 	k := g.k / gemvDotStep * gemvDotStep
 	groups := ceil(g.m, gemvDotRows)
 	for c := from; c < to; {
@@ -62,32 +67,36 @@ func (j *gemmJob) skinny(worker, index int) {
 		}
 		for t := range groups {
 			r0, r1 := tileRows(t, groups, g.m)
-			x := g.a[r0*g.lda:]
+			x, y := g.a[r0*g.lda:], out[r0*gemvStride+c-from:]
 			switch g.element {
 			case gemmF32:
-				gemvDotF32(r1-r0, k, x, g.lda, g.b[c*g.ldb:], ldb, out)
+				gemvDotF32(r1-r0, k, x, g.lda, g.b[c*g.ldb:], ldb, y, gemvStride)
 			case gemmBF16:
-				gemvDotBF16(r1-r0, k, x, g.lda, g.half[c*g.ldb:], ldb, out)
+				gemvDotBF16(r1-r0, k, x, g.lda, g.half[c*g.ldb:], ldb, y, gemvStride)
 			case gemmF16:
-				gemvDotF16(r1-r0, k, x, g.lda, g.half[c*g.ldb:], ldb, out)
-			}
-			for i := r0; i < r1; i++ {
-				for w := range width {
-					v := out[4*(i-r0)+w]
-					for p := k; p < g.k; p++ {
-						v += g.a[i*g.lda+p] * g.weight((c+w)*g.ldb+p)
-					}
-					if g.bias != nil {
-						v += g.bias[c+w]
-					}
-					at := i*g.ldc + c + w
-					if g.accumulate {
-						v += g.c[at]
-					}
-					g.c[at] = v
-				}
+				gemvDotF16(r1-r0, k, x, g.lda, g.half[c*g.ldb:], ldb, y, gemvStride)
 			}
 		}
 		c += width
+	}
+	for i := range g.m {
+		y, to := out[i*gemvStride:i*gemvStride+to-from], g.c[i*g.ldc+from:i*g.ldc+to]
+		for p := k; p < g.k; p++ {
+			for c := range y {
+				y[c] += g.a[i*g.lda+p] * g.weight((from+c)*g.ldb+p)
+			}
+		}
+		if g.bias != nil {
+			for c, v := range g.bias[from : from+len(y)] {
+				y[c] += v
+			}
+		}
+		if g.accumulate {
+			for c, v := range y {
+				to[c] += v
+			}
+		} else {
+			copy(to, y)
+		}
 	}
 }

@@ -207,7 +207,7 @@ func load(element string, m Mem, v reg.VecVirtual) {
 // dot multiplies up to dotRows rows of x with four rows of w, both along k: w passes through once, x stays in L1.
 func dot(s set, element, goType string, size int) {
 	name := "gemvDot" + element + s.name
-	TEXT(name, NOSPLIT, fmt.Sprintf("func(rows, k int, x []float32, xRow int, w []%s, wRow int, out []float32)", goType))
+	TEXT(name, NOSPLIT, fmt.Sprintf("func(rows, k int, x []float32, xRow int, w []%s, wRow int, out []float32, outRow int)", goType))
 	Doc(fmt.Sprintf("%s is gemvDotGeneric for %s weights, up to %d rows of x, and k a multiple of %d.", name, element, s.dotRows, s.lanes))
 	rows := Load(Param("rows"), GP64())
 	k := Load(Param("k"), GP64())
@@ -216,6 +216,7 @@ func dot(s set, element, goType string, size int) {
 	w := Load(Param("w").Base(), GP64())
 	wRow := bytes("wRow", size)
 	out := Load(Param("out").Base(), GP64())
+	outRow := bytes("outRow", 4)
 	for n := s.dotRows - 1; n > 0; n-- {
 		CMPQ(rows, U8(n))
 		JE(LabelRef(fmt.Sprintf("rows%d", n)))
@@ -224,11 +225,11 @@ func dot(s set, element, goType string, size int) {
 		if n < s.dotRows {
 			Label(fmt.Sprintf("rows%d", n))
 		}
-		dotRows(s, element, size, n, k, x, xRow, w, wRow, out)
+		dotRows(s, element, size, n, k, x, xRow, w, wRow, out, outRow)
 	}
 }
 
-func dotRows(s set, element string, size, rows int, k, x, xRow, w, wRow, out reg.Register) {
+func dotRows(s set, element string, size, rows int, k, x, xRow, w, wRow, out, outRow reg.Register) {
 	label := func(what string) string { return fmt.Sprintf("%s%d", what, rows) }
 	xs := bases(x, xRow, rows)
 	ws := bases(w, wRow, 4)
@@ -313,7 +314,10 @@ func dotRows(s set, element string, size, rows int, k, x, xRow, w, wRow, out reg
 			VEXTRACTF128(U8(1), low, half)
 		}
 		VADDPS(half, low.AsX(), half)
-		VMOVUPS(half, Mem{Base: out, Disp: 16 * i})
+		VMOVUPS(half, Mem{Base: out})
+		if i < rows-1 {
+			ADDQ(outRow, out)
+		}
 	}
 	VZEROUPPER()
 	RET()
@@ -406,6 +410,10 @@ func copyRows() {
 		Label(loop)
 		for j := range vectors {
 			v := YMM()
+			// Rows may be pages apart, where the hardware foresees nothing.
+			if j == 0 {
+				PREFETCHT0(Mem{Base: src, Index: srcRow, Scale: 8})
+			}
 			VMASKMOVPS(Mem{Base: src, Disp: 32 * j}, []reg.VecVirtual{m0, m1}[j], v)
 			VMOVUPS(v, Mem{Base: dst, Disp: 32 * j})
 		}
