@@ -1,0 +1,31 @@
+# What people and CI call. Nothing here needs more than Go.
+export CGO_ENABLED = 0
+
+build: ## the binary, here
+	go build -trimpath -ldflags='-s -w' -o nha ./cmd/nha
+
+test: ## everything a change must pass, under five minutes
+	go test ./...
+
+generate: ## assembly from its generators; leaves no diff
+	cd backend/cpu/kernel/_asm && go run ./gemm -out ../gemm_amd64.s -stubs ../gemm_amd64.go -pkg kernel
+
+bench: ## the op table and the kernels, medians of go test's benchmarks
+	go test -run '^$$' -bench . ./backend/...
+
+lint: ## what CI holds the code to besides its tests
+	test -z "$$(gofmt -l .)"
+	go vet ./...
+	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+fuzz: ## half a minute for every fuzz target
+	scripts/fuzz 30s
+
+cross: ## all six systems; the binaries go nowhere
+	for os in linux darwin windows; do for arch in amd64 arm64; do \
+		echo $$os/$$arch; GOOS=$$os GOARCH=$$arch go build -o /dev/null ./cmd/nha || exit 1; done; done
+
+arm64: ## the kernels' tests for linux/arm64 under qemu-user
+	GOARCH=arm64 go test -exec 'qemu-aarch64 -cpu max' ./backend/cpu/kernel
+
+.PHONY: build test generate bench lint fuzz cross arm64
