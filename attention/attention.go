@@ -77,7 +77,8 @@ func (c *Config) Check() error {
 }
 
 // Call is one application of the operator to a packed batch: N tokens, the sequences one after the other. All tensors are
-// of one floating-point type. Forward fills O, LSE and, where present, Share; it updates Final.
+// of one floating-point type, states of the same ring type. Forward fills O and, where present, LSE and Share, and the states
+// in Final. Sequences may share an initial state (a fork), but not a final one.
 type Call struct {
 	*Config
 	Lengths []int         // tokens of every sequence; their sum is N
@@ -86,19 +87,115 @@ type Call struct {
 	V       tensor.Tensor // [N, H*V]
 	Z       tensor.Tensor // [N, H*M] gate logits; absent where M = 0
 	O       tensor.Tensor // [N, Hq*V]
-	LSE     tensor.Tensor // [N, Hq] log of the softmax's denominator, which backward needs
+	LSE     tensor.Tensor // [N, Hq] log of the softmax's denominator, which backward needs; absent: no backward will follow
 	Share   tensor.Tensor // [N, Hq] slot share; absent: not wanted
 	Initial []*State      // the state before each sequence; nil, or a nil entry: empty
-	Final   []*State      // where the state after each sequence goes; nil: not wanted; an entry may be its Initial, then it is updated in place
+	Final   []*State      // where the state after each sequence goes, made by NewState; nil, or a nil entry: not wanted; an entry may be its Initial, then it is updated in place
 }
 
-// Gradients is what Backward takes and gives for a Call. Backward writes DQ, DK, DV and DZ and every DInitial it is given.
+// Gradients is what Backward takes and gives for a Call after Forward, whose O and LSE it may use and whose Initial states must
+// be what they were (so a Final updated in place has no backward). Backward overwrites DQ, DK, DV and DZ and every DInitial it is
+// given.
 type Gradients struct {
 	DO       tensor.Tensor // [N, Hq*V]
-	DFinal   []*State      // gradient of the final states; nil or nil entries: 0
+	DFinal   []*State      // gradient of the final states, at their positions; nil or nil entries: 0
 	DQ       tensor.Tensor // [N, Hq*K]
 	DK       tensor.Tensor // [N, H*K]
 	DV       tensor.Tensor // [N, H*V]
-	DZ       tensor.Tensor // [N, H*M]
-	DInitial []*State      // gradient of the initial states, of the shapes of Initial; nil or nil entries: not wanted
+	DZ       tensor.Tensor // [N, H*M]; absent where M = 0
+	DInitial []*State      // gradient of the initial states, made by NewState; their ring's oldest token comes to row 0; nil or nil entries: not wanted
+}
+
+// Check says which length, tensor or state of the call does not fit the configuration. Implementations rely on it.
+func (c *Call) Check() error {
+	if err := c.Config.Check(); err != nil {
+		return err
+	}
+	n := 0
+	for i, l := range c.Lengths {
+		if l < 0 {
+			return fmt.Errorf("sequence %d of %d tokens", i, l)
+		}
+		n += l
+	}
+	d := c.Q.DType
+	if !d.Float() {
+		return fmt.Errorf("q of type %v: use a floating-point type", d)
+	}
+	for _, t := range []operand{
+		{"q", c.Q, c.QueryHeads * c.KeyDim, true}, {"k", c.K, c.KVHeads * c.KeyDim, true}, {"v", c.V, c.KVHeads * c.ValueDim, true},
+		{"z", c.Z, c.KVHeads * c.Slots, c.Slots > 0}, {"o", c.O, c.QueryHeads * c.ValueDim, true},
+		{"lse", c.LSE, c.QueryHeads, false}, {"share", c.Share, c.QueryHeads, false},
+	} {
+		if err := t.check(d, n); err != nil {
+			return err
+		}
+	}
+	if err := c.checkStates("initial", c.Initial, nil); err != nil {
+		return err
+	}
+	return c.checkStates("final", c.Final, nil)
+}
+
+// Check says which gradient does not fit the call.
+func (g *Gradients) Check(c *Call) error {
+	n := c.Q.Dim(0)
+	for _, t := range []operand{
+		{"do", g.DO, c.QueryHeads * c.ValueDim, true}, {"dq", g.DQ, c.QueryHeads * c.KeyDim, true},
+		{"dk", g.DK, c.KVHeads * c.KeyDim, true}, {"dv", g.DV, c.KVHeads * c.ValueDim, true}, {"dz", g.DZ, c.KVHeads * c.Slots, c.Slots > 0},
+	} {
+		if err := t.check(c.Q.DType, n); err != nil {
+			return err
+		}
+	}
+	if err := c.checkStates("gradient of initial", g.DInitial, nil); err != nil {
+		return err
+	}
+	return c.checkStates("gradient of final", g.DFinal, c.Lengths)
+}
+
+// checkStates holds states against the configuration and, where lengths are given, against the positions they must be at.
+func (c *Call) checkStates(what string, states []*State, lengths []int) error {
+	if states != nil && len(states) != len(c.Lengths) {
+		return fmt.Errorf("%d %s states for %d sequences", len(states), what, len(c.Lengths))
+	}
+	for i, s := range states {
+		if s == nil {
+			continue
+		}
+		if err := s.Check(c.Config); err != nil {
+			return fmt.Errorf("%s state %d: %w", what, i, err)
+		}
+		if lengths == nil {
+			continue
+		}
+		end := lengths[i]
+		if c.Initial != nil && c.Initial[i] != nil {
+			end += c.Initial[i].Position
+		}
+		if s.Position != end {
+			return fmt.Errorf("%s state %d is at position %d, the sequence ends at %d", what, i, s.Position, end)
+		}
+	}
+	return nil
+}
+
+// operand is a tensor of a call and the width of its rows.
+type operand struct {
+	name     string
+	t        tensor.Tensor
+	width    int
+	required bool
+}
+
+func (o operand) check(d tensor.DType, n int) error {
+	switch {
+	case !o.t.Present() && !o.required:
+		return nil
+	case !o.t.Present():
+		return fmt.Errorf("%s is missing", o.name)
+	case o.t.DType != d || o.t.Shape != tensor.Of(n, o.width):
+		return fmt.Errorf("%s is %v %v, want %v %v", o.name, o.t.DType, o.t.Shape, d, tensor.Of(n, o.width))
+	}
+	return nil
 }

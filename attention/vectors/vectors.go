@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,14 +30,16 @@ type Vector struct {
 	Lengths []int // tokens of every sequence
 
 	position int                      // of the first token of every sequence
+	dFinal   bool                     // the final states have a gradient
 	numeric  bool                     // gradients are finite differences, good to 1e-6
 	tensors  map[string]tensor.Tensor // float64
 }
 
-// The tensors of a state in a file, after a prefix. Rings lie in the order of time, [sequences, H, min(W, position), *].
+// The tensors of a state in a file, after a prefix: slots, then the ring in the order of time, [N, H, min(W, position), *].
 var (
-	slotNames = []string{"slot_keys", "slot_values"}
-	ringNames = []string{"keys", "values", "log_gates"}
+	slotNames  = []string{"slot_keys", "slot_values"}
+	ringNames  = []string{"keys", "values", "log_gates"}
+	stateNames = slices.Concat(slotNames, ringNames)
 )
 
 // Load reads a vector. The error names the file and the tensor or metadata key at fault.
@@ -78,19 +81,26 @@ func (v *Vector) configure(meta map[string]string) error {
 		}
 		return x
 	}
+	whole := func(key string) int {
+		n, e := strconv.Atoi(meta[key])
+		if e != nil && err == nil {
+			err = fmt.Errorf("metadata %s %q: want a whole number", key, meta[key])
+		}
+		return n
+	}
 	q, k := v.tensors["q"], v.tensors["k"]
 	c := &attention.Config{
 		QueryHeads: q.Dim(2), KVHeads: k.Dim(2), KeyDim: k.Dim(3), ValueDim: v.tensors["v"].Dim(3),
-		Slots: int(number("slots")), Window: attention.Full, Scale: number("scale"), GateNormalizer: number("gate_normalizer"),
+		Slots: whole("slots"), Window: attention.Full, Scale: number("scale"), GateNormalizer: number("gate_normalizer"),
 	}
 	if meta["window"] != "full" {
-		c.Window = int(number("window"))
+		c.Window = whole("window")
 	}
 	if theta := number("rope_theta"); theta != 0 {
 		c.Rope = attention.NewRope(c.KeyDim, theta)
 	}
 	if meta["position"] != "" {
-		v.position = int(number("position"))
+		v.position = whole("position")
 	}
 	if err != nil {
 		return err
@@ -101,33 +111,42 @@ func (v *Vector) configure(meta map[string]string) error {
 	if err := c.Check(); err != nil {
 		return fmt.Errorf("metadata: %w", err)
 	}
+	if v.position < 0 {
+		return fmt.Errorf("metadata position %d is negative", v.position)
+	}
 	v.Config, v.numeric = c, meta["gradients"] == "finite differences"
-	if meta["seqlens"] == "" {
+	v.dFinal = v.tensors["d_final_keys"].Present() || v.tensors["d_final_slot_keys"].Present()
+	return v.readLengths(meta["seqlens"])
+}
+
+// readLengths sets Lengths from q's shape, or from a list of lengths that add up to it.
+func (v *Vector) readLengths(list string) error {
+	q := v.tensors["q"]
+	if list == "" {
 		for range q.Dim(0) {
 			v.Lengths = append(v.Lengths, q.Dim(1))
 		}
-	} else if err := json.Unmarshal([]byte(meta["seqlens"]), &v.Lengths); err != nil {
-		return fmt.Errorf("metadata seqlens %q: want a list of lengths", meta["seqlens"])
+	} else if err := json.Unmarshal([]byte(list), &v.Lengths); err != nil {
+		return fmt.Errorf("metadata seqlens %q: want a list of lengths", list)
 	}
 	sum := 0
 	for _, n := range v.Lengths {
-		if n < 0 {
-			return fmt.Errorf("metadata seqlens %v: a length is negative", v.Lengths)
+		if n < 1 {
+			return fmt.Errorf("metadata seqlens %v: a length is less than 1", v.Lengths)
 		}
 		sum += n
 	}
-	if sum != q.Dim(0)*q.Dim(1) {
-		return fmt.Errorf("metadata seqlens %v add up to %d tokens, q has %d", v.Lengths, sum, q.Dim(0)*q.Dim(1))
-	}
-	if v.position < 0 {
-		return fmt.Errorf("metadata position %d is negative", v.position)
+	if sum != v.tokens() || sum == 0 {
+		return fmt.Errorf("metadata seqlens %v add up to %d tokens, q has %d", v.Lengths, sum, v.tokens())
 	}
 	return nil
 }
 
-// checkShapes holds every tensor of a known name against the configuration.
+func (v *Vector) tokens() int { return v.tensors["q"].Dim(0) * v.tensors["q"].Dim(1) }
+
+// checkShapes holds every tensor of a known name against the configuration, and misses the inputs that are not there.
 func (v *Vector) checkShapes() error {
-	c, n := v.Config, v.tensors["q"].Dim(0)*v.tensors["q"].Dim(1)
+	c, n := v.Config, v.tokens()
 	want := map[string]int{
 		"q": n * c.QueryHeads * c.KeyDim, "k": n * c.KVHeads * c.KeyDim, "v": n * c.KVHeads * c.ValueDim, "z": n * c.KVHeads * c.Slots,
 		"do": n * c.QueryHeads * c.ValueDim, "o": n * c.QueryHeads * c.ValueDim, "slot_share": n * c.QueryHeads, "lse": n * c.QueryHeads,
@@ -135,43 +154,48 @@ func (v *Vector) checkShapes() error {
 	for _, name := range []string{"q", "k", "v", "z"} {
 		want["d"+name] = want[name]
 	}
-	longest := 0
-	for _, length := range v.Lengths {
-		longest = max(longest, length)
+	shortest, longest := v.position+slices.Min(v.Lengths), v.position+slices.Max(v.Lengths)
+	for prefix, held := range map[string]int{
+		"initial_": min(c.Window, v.position), "d_initial_": min(c.Window, v.position), "final_": min(c.Window, longest), "d_final_": min(c.Window, longest),
+	} {
+		heads := len(v.Lengths) * c.KVHeads
+		want[prefix+"slot_keys"], want[prefix+"slot_values"] = heads*c.Slots*c.KeyDim, heads*c.Slots*c.ValueDim
+		want[prefix+"keys"], want[prefix+"values"], want[prefix+"log_gates"] = heads*held*c.KeyDim, heads*held*c.ValueDim, heads*held*c.Slots
 	}
-	state := func(prefix string, held int) {
-		sequences := len(v.Lengths) * c.KVHeads
-		want[prefix+"slot_keys"], want[prefix+"slot_values"] = sequences*c.Slots*c.KeyDim, sequences*c.Slots*c.ValueDim
-		want[prefix+"keys"], want[prefix+"values"] = sequences*held*c.KeyDim, sequences*held*c.ValueDim
-		want[prefix+"log_gates"] = sequences * held * c.Slots
-	}
-	state("initial_", min(c.Window, v.position))
-	state("d_initial_", min(c.Window, v.position))
-	state("final_", min(c.Window, v.position+longest))
-	state("d_final_", min(c.Window, v.position+longest))
 	want["slot_keys"], want["slot_values"] = want["final_slot_keys"], want["final_slot_values"]
 	for name, t := range v.tensors {
 		if length, known := want[name]; known && t.Len() != length {
 			return fmt.Errorf("tensor %s %v has %d elements, the configuration asks for %d", name, t.Shape, t.Len(), length)
 		}
 	}
-	if c.Slots > 0 && !v.tensors["z"].Present() {
-		return fmt.Errorf("tensor z [B, T, H, M] is missing")
-	}
-	for _, prefix := range []string{"initial_", "d_final_"} {
-		held := len(v.Lengths) == 0 || prefix == "initial_" && v.position == 0 || prefix == "d_final_" && !v.tensors["d_final_keys"].Present() && !v.tensors["d_final_slot_keys"].Present()
-		for _, name := range append(append([]string(nil), slotNames...), ringNames...) {
-			if !held && want[prefix+name] > 0 && !v.tensors[prefix+name].Present() {
-				return fmt.Errorf("tensor %s%s is missing", prefix, name)
-			}
+
+	needed := []string{"z"}
+	for _, part := range stateNames {
+		if v.position > 0 {
+			needed = append(needed, "initial_"+part)
 		}
+		if v.dFinal {
+			needed = append(needed, "d_final_"+part)
+		}
+	}
+	for _, name := range needed {
+		if want[name] > 0 && !v.tensors[name].Present() {
+			return fmt.Errorf("tensor %s is missing", name)
+		}
+	}
+	if rings := v.dFinal || v.tensors["final_keys"].Present(); rings && min(c.Window, shortest) != min(c.Window, longest) {
+		return fmt.Errorf("metadata seqlens %v: final windows of unequal length cannot lie in one tensor", v.Lengths)
+	}
+	// A window beyond the tokens' end is the same function, without a ring that nothing fills.
+	if c.Window != attention.Full {
+		c.Window = min(c.Window, longest)
 	}
 	return nil
 }
 
 // Call is the vector as a call and gradients in element type d, with inputs filled in and room for every result.
 func (v *Vector) Call(d tensor.DType) (*attention.Call, *attention.Gradients) {
-	c, n := v.Config, v.tensors["q"].Dim(0)*v.tensors["q"].Dim(1)
+	c, n := v.Config, v.tokens()
 	input := func(name string, width int) tensor.Tensor {
 		if width == 0 {
 			return tensor.Tensor{}
@@ -199,7 +223,7 @@ func (v *Vector) Call(d tensor.DType) (*attention.Call, *attention.Gradients) {
 			call.Initial = append(call.Initial, v.state("initial_", i, v.position, d))
 			g.DInitial = append(g.DInitial, attention.NewState(c, d))
 		}
-		if v.tensors["d_final_keys"].Present() || v.tensors["d_final_slot_keys"].Present() {
+		if v.dFinal {
 			g.DFinal = append(g.DFinal, v.state("d_final_", i, v.position+length, d))
 		}
 	}
@@ -276,7 +300,7 @@ var outputNames = func() []string {
 		names = append(names, "final_"+ring)
 	}
 	names = append(names, "dq", "dk", "dv", "dz")
-	for _, part := range append(append([]string(nil), slotNames...), ringNames...) {
+	for _, part := range stateNames {
 		names = append(names, "d_initial_"+part)
 	}
 	return names
