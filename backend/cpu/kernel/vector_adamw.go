@@ -9,7 +9,8 @@ import "math"
 //	p <- (1 - lr decay) p - (lr/bc1) m / (sqrt(v/bc2) + epsilon),   bc = 1 - beta^t
 
 // AdamWStep holds the scalars of one optimiser step. BiasCorrection1 and BiasCorrection2 are 1 - Beta1^t and 1 - Beta2^t
-// for the step t = 1, 2, ...; GradientScale multiplies every gradient (1 without clipping).
+// for the step t = 1, 2, ..., taken of the float32 Beta, so that they cancel the 1 - Beta of the moments (float32(0.999) is off
+// by 1e-5 of 1 - 0.999); GradientScale multiplies every gradient (1 without clipping).
 type AdamWStep struct {
 	LearningRate, Beta1, Beta2, Epsilon, WeightDecay float32
 	BiasCorrection1, BiasCorrection2, GradientScale  float32

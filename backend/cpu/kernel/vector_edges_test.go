@@ -210,3 +210,43 @@ func TestRotateInverse(t *testing.T) {
 		}
 	})
 }
+
+// TestVectorKernelsInPlace: outputs that the documentation lets be inputs give what separate ones give.
+func TestVectorKernelsInPlace(t *testing.T) {
+	const n = 77
+	r := rand.New(rand.NewPCG(5, 6))
+	fresh := func() []float32 { x := make([]float32, n); randomise(r, x); return x }
+	dy, gate, up, w, zeros := fresh(), fresh(), fresh(), fresh(), make([]float32, n)
+	rstd := []float32{0.7}
+	clone := func(x []float32) []float32 { return append([]float32(nil), x...) }
+	same := func(t *testing.T, name string, got, want []float32) {
+		for i := range want {
+			if got[i] != want[i] {
+				t.Fatalf("%s: [%d] is %g in place, %g apart", name, i, got[i], want[i])
+			}
+		}
+	}
+	eachVectorSet(t, func(t *testing.T) {
+		a, b := clone(zeros), clone(zeros)
+		SwiGLUBackward(a, b, dy, gate, up)
+		c, d := clone(gate), clone(up)
+		SwiGLUBackward(c, d, dy, c, d)
+		same(t, "dgate over gate", c, a)
+		same(t, "dup over up", d, b)
+
+		a, b = clone(zeros), clone(zeros)
+		RMSNormBackward(a, b, dy, gate, w, rstd, 1, n, false)
+		c, d = clone(dy), clone(zeros)
+		RMSNormBackward(c, d, c, gate, w, rstd, 1, n, false)
+		same(t, "dx over dy", c, a)
+		same(t, "dw", d, b)
+
+		a, b = clone(zeros), clone(zeros)
+		GateForward(a, b, gate, 8)
+		c, d = clone(gate), clone(gate)
+		GateForward(c, clone(zeros), c, 8)
+		GateForward(clone(zeros), d, d, 8)
+		same(t, "log a over z", c, a)
+		same(t, "s over z", d, b)
+	})
+}

@@ -4,6 +4,8 @@
 // bound, one a step where arithmetic is (the machine overlaps the steps by itself), and a last one under a mask, so
 // that nothing outside a slice is read or written. Only masks differ between the two instruction sets: vector registers
 // that start with ones in AVX2, mask registers in AVX-512.
+//
+// From the folder above: go run ./vector -out ../vector_amd64.s -stubs ../vector_amd64.go -pkg kernel
 package main
 
 import (
@@ -263,7 +265,7 @@ func (k *kernel) negative(v Op) reg.VecVirtual {
 	return d
 }
 
-// Predicates of compare: ordered ones are false for a NaN, the others true.
+// Predicates of compare: a NaN makes the negated ones true and the others false.
 const (
 	equals       = 0x00
 	less         = 0x11

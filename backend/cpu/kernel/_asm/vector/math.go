@@ -43,12 +43,11 @@ func (k *kernel) polynomial(coefficients []float32, x Op) reg.VecVirtual {
 	return q
 }
 
-// reduced splits x, which it overwrites: exp(x) = 2^n (1 + p), n an integer.
-func (k *kernel) reduced(x reg.VecVirtual) (n, p reg.VecVirtual) {
+// reduced splits r, which it overwrites: exp(r) = 2^n (1 + p), n an integer.
+func (k *kernel) reduced(r reg.VecVirtual) (n, p reg.VecVirtual) {
 	n, f := k.vector(), k.vector()
-	VCVTPS2DQ(k.multiply(x, k.c(log2E)), n)
+	VCVTPS2DQ(k.multiply(r, k.c(log2E)), n)
 	VCVTDQ2PS(n, f)
-	r := x
 	VFNMADD231PS(k.c(ln2Head), f, r)
 	VFNMADD231PS(k.c(ln2Tail), f, r)
 	p = k.polynomial(expCoefficients, r)
