@@ -1,0 +1,256 @@
+// Package plot draws line charts in one style, as SVG and PNG: what training, the demo and the benchmarks show.
+//
+// The style: white ground, a faint horizontal grid instead of a frame, colours that colour-blind readers can tell apart
+// (Okabe and Ito 2008), sans-serif letters.
+package plot
+
+import (
+	"fmt"
+	"image/color"
+	"io"
+	"math"
+	"strconv"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgimg"
+	"gonum.org/v1/plot/vg/vgsvg"
+
+	"nha/atomicfile"
+)
+
+// Chart is lines over a common pair of axes.
+type Chart struct {
+	Title  string
+	X, Y   Axis
+	Series []Series
+}
+
+// Axis is one axis. Min and Max, where they differ, replace the range of the data.
+type Axis struct {
+	Label    string
+	Log      bool // logarithmic; values must be positive
+	Min, Max float64
+}
+
+// Series is one line. A point with a coordinate that is not finite, or not positive on a logarithmic axis, is left out.
+type Series struct {
+	Name   string // in the legend; "" keeps the line out of it
+	X, Y   []float64
+	Faint  bool // a background to the lines that matter, such as a curve before smoothing
+	Dashed bool
+	Points bool // mark the points: for few of them
+	Color  int  // index into the palette, from 1; 0: the series' own place in the list
+}
+
+var (
+	palette = []color.NRGBA{{0x00, 0x72, 0xb2, 0xff}, {0xd5, 0x5e, 0x00, 0xff}, {0x00, 0x9e, 0x73, 0xff}, {0xcc, 0x79, 0xa7, 0xff},
+		{0xe6, 0x9f, 0x00, 0xff}, {0x56, 0xb4, 0xe9, 0xff}, {0x55, 0x55, 0x55, 0xff}}
+	ink  = color.NRGBA{0x33, 0x33, 0x33, 0xff}
+	grid = color.NRGBA{0xe6, 0xe6, 0xe6, 0xff}
+)
+
+const (
+	width, height = 18 * vg.Centimeter, 11 * vg.Centimeter
+	dpi           = 144
+	margin        = 0.4 * vg.Centimeter
+)
+
+// Write writes base.svg and base.png, each atomically.
+func (c *Chart) Write(base string) error {
+	if err := atomicfile.WriteFile(base+".svg", 0o644, c.SVG); err != nil {
+		return err
+	}
+	return atomicfile.WriteFile(base+".png", 0o644, c.PNG)
+}
+
+// SVG writes the chart as SVG.
+func (c *Chart) SVG(w io.Writer) error {
+	canvas := vgsvg.New(width, height)
+	if err := c.draw(canvas); err != nil {
+		return err
+	}
+	_, err := canvas.WriteTo(w)
+	return err
+}
+
+// PNG writes the chart as PNG.
+func (c *Chart) PNG(w io.Writer) error {
+	canvas := vgimg.PngCanvas{Canvas: vgimg.NewWith(vgimg.UseWH(width, height), vgimg.UseDPI(dpi))}
+	if err := c.draw(canvas); err != nil {
+		return err
+	}
+	_, err := canvas.WriteTo(w)
+	return err
+}
+
+func (c *Chart) draw(canvas vg.CanvasSizer) error {
+	p := plot.New()
+	c.style(p)
+	for i, s := range c.Series {
+		if err := c.add(p, i, s); err != nil {
+			return err
+		}
+	}
+	c.X.limit(&p.X)
+	c.Y.limit(&p.Y)
+	area := draw.New(canvas)
+	area.SetColor(color.White)
+	area.Fill(area.Rectangle.Path())
+	p.Draw(draw.Crop(area, margin, -margin, margin, -margin))
+	return nil
+}
+
+func (c *Chart) style(p *plot.Plot) {
+	sans := func(size vg.Length) font.Font { return font.Font{Typeface: "Liberation", Variant: "Sans", Size: size} }
+	p.Title.Text = c.Title
+	p.Title.TextStyle.Font, p.Title.TextStyle.Color, p.Title.Padding = sans(14), ink, 10
+	p.Legend.TextStyle.Font, p.Legend.TextStyle.Color = sans(10), ink
+	p.Legend.Top, p.Legend.ThumbnailWidth, p.Legend.Padding = true, 18, 3
+	for _, a := range []struct {
+		to   *plot.Axis
+		from Axis
+	}{{&p.X, c.X}, {&p.Y, c.Y}} {
+		a.to.Label.Text = a.from.Label
+		a.to.Label.TextStyle.Font, a.to.Label.TextStyle.Color, a.to.Label.Padding = sans(11), ink, 6
+		a.to.Tick.Label.Font, a.to.Tick.Label.Color = sans(10), ink
+		a.to.LineStyle.Color, a.to.Tick.LineStyle.Color = grid, grid
+		a.to.Tick.Length, a.to.Padding = 4, 4
+		a.to.Tick.Marker = plot.TickerFunc(ticks)
+		if a.from.Log {
+			a.to.Scale, a.to.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
+		}
+	}
+	p.Y.LineStyle.Width, p.Y.Tick.Length = 0, 0
+	lines := plotter.NewGrid()
+	lines.Vertical.Color, lines.Horizontal.Color = nil, grid
+	p.Add(lines)
+}
+
+// ticks are the multiples of 1, 2 or 5 times a power of ten, at least four of them and at most nine.
+func ticks(low, high float64) []plot.Tick {
+	step := math.Pow(10, math.Floor(math.Log10(high-low)))
+	for _, part := range []float64{1, 0.5, 0.2, 0.1} {
+		if (high-low)/(step*part) >= 4 {
+			step *= part
+			break
+		}
+	}
+	decimals := max(0, int(-math.Floor(math.Log10(step)+1e-9)))
+	var list []plot.Tick
+	for i := math.Ceil(low/step - 1e-9); i*step <= high+1e-9*step; i++ {
+		list = append(list, plot.Tick{Value: i * step, Label: strconv.FormatFloat(i*step+0, 'f', decimals, 64)})
+	}
+	return list
+}
+
+func (c *Chart) add(p *plot.Plot, i int, s Series) error {
+	if len(s.X) != len(s.Y) {
+		return fmt.Errorf("plot: series %q has %d x and %d y", s.Name, len(s.X), len(s.Y))
+	}
+	var points plotter.XYs
+	for k, x := range s.X {
+		if c.X.shows(x) && c.Y.shows(s.Y[k]) {
+			points = append(points, plotter.XY{X: x, Y: s.Y[k]})
+		}
+	}
+	if len(points) == 0 {
+		return nil
+	}
+	points = thin(points)
+	if s.Color > 0 {
+		i = s.Color - 1
+	}
+	col := palette[i%len(palette)]
+	line, marks, err := plotter.NewLinePoints(points)
+	if err != nil {
+		return fmt.Errorf("plot: series %q: %w", s.Name, err)
+	}
+	line.LineStyle = draw.LineStyle{Color: col, Width: 1.8}
+	if s.Faint {
+		col.A = 0x50
+		line.LineStyle = draw.LineStyle{Color: col, Width: 0.9}
+	}
+	if s.Dashed {
+		line.LineStyle.Dashes = []vg.Length{5, 3}
+	}
+	p.Add(line)
+	thumbnails := []plot.Thumbnailer{line}
+	if s.Points || len(points) == 1 { // a line of one point would not be seen
+		marks.GlyphStyle = draw.GlyphStyle{Color: col, Radius: 2.6, Shape: draw.CircleGlyph{}}
+		p.Add(marks)
+		thumbnails = append(thumbnails, marks)
+	}
+	if s.Name != "" {
+		p.Legend.Add(s.Name, thumbnails...)
+	}
+	return nil
+}
+
+func (a Axis) shows(x float64) bool {
+	return !math.IsNaN(x) && !math.IsInf(x, 0) && (!a.Log || x > 0)
+}
+
+// limit sets the range, which must not be empty and, on a logarithmic axis, must be positive.
+func (a Axis) limit(to *plot.Axis) {
+	if a.Min != a.Max {
+		to.Min, to.Max = a.Min, a.Max
+	}
+	if math.IsInf(to.Min, 0) || math.IsInf(to.Max, 0) { // no data
+		to.Min, to.Max = 1, 10
+	}
+	if to.Min == to.Max {
+		if a.Log {
+			to.Min, to.Max = to.Min/2, to.Max*2
+		} else {
+			to.Min, to.Max = to.Min-0.5, to.Max+0.5
+		}
+	}
+}
+
+// maxPoints is about two for every dot of the picture's width.
+const maxPoints = 2000
+
+// thin keeps, of a long line, the lowest and the highest point of every stretch, so that it looks the same.
+func thin(points plotter.XYs) plotter.XYs {
+	if len(points) <= maxPoints {
+		return points
+	}
+	var kept plotter.XYs
+	const stretches = maxPoints / 2
+	for i := range stretches {
+		part := points[i*len(points)/stretches : (i+1)*len(points)/stretches]
+		low, high := 0, 0
+		for k, q := range part {
+			if q.Y < part[low].Y {
+				low = k
+			}
+			if q.Y > part[high].Y {
+				high = k
+			}
+		}
+		kept = append(kept, part[min(low, high)])
+		if low != high {
+			kept = append(kept, part[max(low, high)])
+		}
+	}
+	return kept
+}
+
+// Smooth is the exponential moving average of y, over about span points, without the pull towards zero at the beginning. What is
+// not finite is passed over.
+func Smooth(y []float64, span float64) []float64 {
+	out := make([]float64, len(y))
+	keep := 1 - 1/math.Max(1, span)
+	sum, weight := 0.0, 0.0
+	for i, v := range y {
+		if !math.IsNaN(v) && !math.IsInf(v, 0) {
+			sum, weight = keep*sum+(1-keep)*v, keep*weight+(1-keep)
+		}
+		out[i] = sum / weight
+	}
+	return out
+}
