@@ -23,4 +23,8 @@ func TestOperator(t *testing.T) {
 	}
 }
 
-func TestLongRun(t *testing.T) { attentiontest.LongRun(t, reference{tensor.F64}) }
+func TestLongRun(t *testing.T) {
+	for _, d := range []tensor.DType{tensor.F64, tensor.F32} {
+		t.Run(d.String(), func(t *testing.T) { attentiontest.LongRun(t, reference{d}) })
+	}
+}

@@ -226,11 +226,11 @@ type probabilities struct {
 func (s *sequence) attend(now slots, t, n int) probabilities {
 	e, h, row := s.held+t, n/s.Group(), t*s.QueryHeads+n
 	p := probabilities{first: max(0, e-s.Window+1)}
-	var logits []float64
 	live := 0
 	if s.EmptySlots == Count || e >= s.Window {
 		live = s.Slots
 	}
+	logits := make([]float64, 0, live+e-p.first+1)
 	for i := range live {
 		logits = append(logits, s.Scale*dot(s.q.row(row), now.keys.row(i)))
 	}

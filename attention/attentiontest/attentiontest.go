@@ -137,7 +137,7 @@ func (s suite) nearState(t failer, name string, c *attention.Config, got, want *
 	}
 }
 
-// sameBits holds rows [from, to) of one tensor against rows of another.
+// sameBits holds one tensor against another that must not differ in a single bit.
 func sameBits(t failer, name string, x, y tensor.Tensor) {
 	t.Helper()
 	if x.Present() && string(x.Bytes()) != string(y.Bytes()) {
