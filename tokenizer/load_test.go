@@ -1,0 +1,235 @@
+package tokenizer
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// What a tokenizer.json asks for and is not understood is an error that names the file and the field.
+func TestLoadErrors(t *testing.T) {
+	source := loadTestdata(t).source
+	model := func(root map[string]any) map[string]any { return root["model"].(map[string]any) }
+	vocab := func(root map[string]any) map[string]any { return model(root)["vocab"].(map[string]any) }
+	added0 := func(root map[string]any) map[string]any { return root["added_tokens"].([]any)[0].(map[string]any) }
+	pre := func(root map[string]any) map[string]any { return root["pre_tokenizer"].(map[string]any) }
+	template := func(single ...any) map[string]any {
+		return map[string]any{"type": "TemplateProcessing", "single": single, "pair": []any{}, "special_tokens": map[string]any{
+			EndOfText: map[string]any{"id": EndOfText, "ids": []int{5}, "tokens": []string{EndOfText}}}}
+	}
+	for _, c := range []struct {
+		change func(root map[string]any)
+		want   string
+	}{
+		{func(r map[string]any) { r["version"] = "2.0" }, `version: "2.0"`},
+		{func(r map[string]any) { r["surprise"] = 1 }, "surprise: unknown key"},
+		{func(r map[string]any) { r["truncation"] = map[string]any{"max_length": 5} }, "truncation: "},
+		{func(r map[string]any) { r["padding"] = map[string]any{} }, "padding: "},
+		{func(r map[string]any) { r["normalizer"] = map[string]any{"type": "NFC"} }, `normalizer: type "NFC"`},
+		{func(r map[string]any) { r["normalizer"] = "NFC" }, "normalizer: JSON type string, want object"},
+		{func(r map[string]any) { delete(r, "model") }, "model: is missing"},
+		{func(r map[string]any) { r["model"] = []int{} }, "model: JSON type array, want object"},
+		{func(r map[string]any) { model(r)["type"] = "Unigram" }, `model.type: "Unigram"`},
+		{func(r map[string]any) { model(r)["dropout"] = 0.1 }, "model.dropout: 0.1"},
+		{func(r map[string]any) { model(r)["end_of_word_suffix"] = "</w>" }, `model.end_of_word_suffix: "</w>"`},
+		{func(r map[string]any) { model(r)["continuing_subword_prefix"] = "##" }, "model.continuing_subword_prefix"},
+		{func(r map[string]any) { model(r)["byte_fallback"] = true }, "model.byte_fallback"},
+		{func(r map[string]any) { model(r)["ignore_merges"] = "yes" }, "model.ignore_merges: JSON type string"},
+		{func(r map[string]any) { model(r)["Vocab"] = 1 }, "model.Vocab: unknown key"},
+		{func(r map[string]any) { vocab(r)["Ā"] = 0 }, "model.vocab: tokens"},
+		{func(r map[string]any) { vocab(r)["extra"] = 2000000000 }, `model.vocab: token "extra" has id 2000000000`},
+		{func(r map[string]any) { vocab(r)["extra"] = -1 }, `model.vocab: token "extra" has id -1`},
+		{func(r map[string]any) { vocab(r)["extra"] = 1e12 }, "model.vocab: JSON type number"},
+		{func(r map[string]any) { vocab(r)["extra"] = 1.5 }, "model.vocab: JSON type number"},
+		{func(r map[string]any) { delete(vocab(r), "!") }, "without a hole"},
+		{func(r map[string]any) { delete(model(r), "vocab") }, "model.vocab: is missing"},
+		{func(r map[string]any) { vocab(r)["日"] = vocab(r)["!"]; delete(vocab(r), "!") }, "model.vocab: has no token for the byte 0x21"},
+		{func(r map[string]any) { delete(model(r), "merges") }, "model.merges: is missing"},
+		{func(r map[string]any) { model(r)["merges"] = []string{"a b c"} }, `model.merges[0]: "a b c" is not a pair`},
+		{func(r map[string]any) { model(r)["merges"] = [][]string{{"a"}} }, `model.merges[0]: "a" is not a pair`},
+		{func(r map[string]any) { model(r)["merges"] = []string{"qq a"} }, `the token "qq" is not in model.vocab`},
+		{func(r map[string]any) { model(r)["merges"] = []string{"! !", "Q Q"} }, `model.merges[0]: "! !": the token "!!" is not`},
+		{func(r map[string]any) { model(r)["merges"] = 7 }, "model.merges: JSON type number"},
+		{func(r map[string]any) { r["added_tokens"] = map[string]any{} }, "added_tokens: JSON type object"},
+		{func(r map[string]any) { added0(r)["single_word"] = true }, "added_tokens[0].single_word"},
+		{func(r map[string]any) { added0(r)["lstrip"] = true }, "added_tokens[0].lstrip"},
+		{func(r map[string]any) { added0(r)["rstrip"] = true }, "added_tokens[0].rstrip"},
+		{func(r map[string]any) { added0(r)["id"] = 7 }, `added_tokens[0].id: "<|endoftext|>" has id 7 here and 0`},
+		{func(r map[string]any) { added0(r)["content"] = "" }, "added_tokens[0].content: is empty"},
+		{func(r map[string]any) { added0(r)["colour"] = "red" }, "added_tokens[0].colour: unknown key"},
+		{func(r map[string]any) { addTokens(r, added(0, EndOfText, true, false)) }, "added_tokens[1].content"},
+		{func(r map[string]any) { addTokens(r, added(1001, "<x>", true, false)) }, "without a hole"},
+		{func(r map[string]any) { addTokens(r, added(5, "<x>", true, false)) }, "have the same id 5"},
+		{func(r map[string]any) { pre(r)["type"] = "Metaspace" }, `pre_tokenizer.type: "Metaspace"`},
+		{func(r map[string]any) { r["pre_tokenizer"] = nil }, "pre_tokenizer: has no ByteLevel"},
+		{func(r map[string]any) { pre(r)["new_option"] = true }, "pre_tokenizer.new_option: unknown key"},
+		{func(r map[string]any) { r["pre_tokenizer"] = splitStage(`\w+`) }, `pre_tokenizer.pretokenizers[0].pattern.Regex: unknown pattern "\\w+"`},
+		{func(r map[string]any) {
+			r["pre_tokenizer"] = splitStage(gpt2Pattern)
+			pre(r)["pretokenizers"].([]any)[0].(map[string]any)["behavior"] = "MergedWithNext"
+		}, "pre_tokenizer.pretokenizers[0].behavior"},
+		{func(r map[string]any) {
+			r["pre_tokenizer"] = splitStage(gpt2Pattern)
+			pre(r)["pretokenizers"].([]any)[1].(map[string]any)["use_regex"] = true
+		}, "pre_tokenizer.pretokenizers[1].use_regex: a second pattern"},
+		{func(r map[string]any) {
+			r["pre_tokenizer"] = splitStage(gpt2Pattern)
+			pre(r)["pretokenizers"].([]any)[1].(map[string]any)["add_prefix_space"] = true
+		}, "pre_tokenizer.pretokenizers[1].add_prefix_space"},
+		{func(r map[string]any) { r["decoder"] = nil }, "decoder: is not supported"},
+		{func(r map[string]any) { r["decoder"] = map[string]any{"type": "WordPiece"} }, "decoder: is not supported"},
+		{func(r map[string]any) { r["post_processor"] = map[string]any{"type": "RobertaProcessing"} }, `post_processor.type: "RobertaProcessing"`},
+		{func(r map[string]any) { r["post_processor"] = template() }, "post_processor.single: has no sequence A"},
+		{func(r map[string]any) {
+			r["post_processor"] = template(map[string]any{"Sequence": map[string]any{"id": "B", "type_id": 0}})
+		}, "post_processor.single: is not supported"},
+		{func(r map[string]any) {
+			r["post_processor"] = template(map[string]any{"SpecialToken": map[string]any{"id": "<s>", "type_id": 0}})
+		}, "post_processor.special_tokens.<s>: is missing"},
+		{func(r map[string]any) {
+			r["post_processor"] = template(map[string]any{"SpecialToken": map[string]any{"id": EndOfText, "type_id": 0}})
+		}, "post_processor.special_tokens.<|endoftext|>.ids"},
+	} {
+		_, err := parse("dir/tokenizer.json", vary(t, source, c.change), "dir/tokenizer_config.json", nil)
+		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "dir/tokenizer.json: ") {
+			t.Errorf("error %v, want one with %s", err, c.want)
+		}
+	}
+	for in, want := range map[string]string{
+		string(source[:len(source)/2]):   "truncated?",
+		"":                               "truncated?",
+		"[]":                             "JSON type array, want object",
+		"null":                           "version",
+		"\xff\xfe":                       "is not UTF-8",
+		string(source) + "}":             "not valid JSON",
+		strings.Repeat("[", 100000) + "": "not valid JSON",
+	} {
+		if _, err := parse("t.json", []byte(in), "", nil); err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "t.json: ") {
+			t.Errorf("%.20q: error %v, want one with %s", in, err, want)
+		}
+	}
+}
+
+func TestLoadConfig(t *testing.T) {
+	dir := t.TempDir()
+	b := loadTestdata(t)
+	source := vary(t, b.source, func(root map[string]any) {
+		addTokens(root, added(1000, "<s>", true, false), added(1001, "</s>", true, false))
+	})
+	if err := os.WriteFile(filepath.Join(dir, fileName), source, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ config, bos, eos, err string }{
+		{`{"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "chat_template": "x"}`, "<s>", "</s>", ""},
+		{`{"bos_token": null}`, "", "", ""},
+		{`{"eos_token": "</t>"}`, "", "", `tokenizer_config.json: eos_token: "</t>" is not a token`},
+		{`{"eos_token": 3}`, "", "", "tokenizer_config.json: eos_token: JSON type number"},
+		{`{"eos_token": `, "", "", "tokenizer_config.json: is not valid JSON"},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, configName), []byte(c.config), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		tk, err := Load(dir)
+		if c.err != "" {
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%s: error %v, want %s", c.config, err, c.err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, end := range []struct {
+			id   func() (int32, bool)
+			want string
+		}{{tk.BOS, c.bos}, {tk.EOS, c.eos}} {
+			if id, ok := end.id(); ok != (end.want != "") || ok && string(tk.Token(id)) != end.want {
+				t.Errorf("%s: %d %v, want %q", c.config, id, ok, end.want)
+			}
+		}
+		out := t.TempDir()
+		if err := tk.Save(out); err != nil {
+			t.Fatal(err)
+		}
+		if saved, _ := os.ReadFile(filepath.Join(out, configName)); string(saved) != c.config {
+			t.Errorf("saved config %s, want %s", saved, c.config)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, configName)); err != nil {
+		t.Fatal(err)
+	}
+	tk, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id, ok := tk.EOS(); !ok || string(tk.Token(id)) != EndOfText {
+		t.Errorf("without a config EOS = %d %v", id, ok)
+	}
+	if _, err := Load(filepath.Join(dir, "absent")); err == nil || !strings.Contains(err.Error(), "absent") {
+		t.Errorf("loading nothing: %v", err)
+	}
+}
+
+// A template is told, not applied.
+func TestTemplate(t *testing.T) {
+	source := vary(t, loadTestdata(t).source, func(root map[string]any) {
+		addTokens(root, added(1000, "<s>", true, false), added(1001, "</s>", true, false))
+		special := func(name string) any { return map[string]any{"SpecialToken": map[string]any{"id": name, "type_id": 0}} }
+		root["post_processor"] = map[string]any{"type": "TemplateProcessing",
+			"single": []any{special("<s>"), map[string]any{"Sequence": map[string]any{"id": "A", "type_id": 0}}, special("</s>")},
+			"special_tokens": map[string]any{
+				"<s>":  map[string]any{"id": "<s>", "ids": []int{1000}, "tokens": []string{"<s>"}},
+				"</s>": map[string]any{"id": "</s>", "ids": []int{1001}, "tokens": []string{"</s>"}}}}
+	})
+	b, err := parse("x", source, "y", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, behind := b.Template()
+	if !slices.Equal(before, []int32{1000}) || !slices.Equal(behind, []int32{1001}) {
+		t.Errorf("template %v %v", before, behind)
+	}
+	if ids := b.Encode("x"); len(ids) != 1 {
+		t.Errorf("Encode added something: %v", ids)
+	}
+	bos, _ := b.BOS()
+	eos, _ := b.EOS()
+	if bos != 1000 || eos != 1001 {
+		t.Errorf("BOS %d EOS %d from the template", bos, eos)
+	}
+}
+
+// FuzzLoad reads anything without a panic; what is accepted round-trips, and saves and loads as itself.
+func FuzzLoad(f *testing.F) {
+	source := loadTestdata(f).source
+	f.Add(source, []byte(`{"eos_token": "<|endoftext|>"}`))
+	f.Add(Bytes{EndOfText: true}.source(), []byte("{}"))
+	f.Add(source[:len(source)/2], []byte(nil))
+	for _, v := range variants[1:] {
+		f.Add(vary(f, Bytes{}.source(), func(root map[string]any) {
+			root["model"].(map[string]any)["merges"] = []any{}
+			v.change(root)
+		}), []byte("{}"))
+	}
+	f.Fuzz(func(t *testing.T, source, config []byte) {
+		b, err := parse("tokenizer.json", source, "tokenizer_config.json", config)
+		if err != nil {
+			return
+		}
+		if b.VocabSize() > len(source) {
+			t.Fatalf("%d tokens from %d bytes", b.VocabSize(), len(source))
+		}
+		for _, text := range []string{"It's 1 a.m.\n\n x\xff", string(config), string(source[:min(len(source), 100)])} {
+			if got := b.Decode(b.Encode(text)); got != text && !(b.pre.prefixSpace && strings.ReplaceAll(got, " ", "") == strings.ReplaceAll(text, " ", "")) {
+				t.Fatalf("%q came back as %q", text, got)
+			}
+		}
+		again, err := parse("tokenizer.json", bytes.Clone(b.source), "tokenizer_config.json", config)
+		if err != nil || again.Hash() != b.Hash() {
+			t.Fatalf("read again: %v", err)
+		}
+	})
+}
