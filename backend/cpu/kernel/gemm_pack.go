@@ -4,10 +4,11 @@ package kernel
 // a few streams), tile after tile and k by k where A is transposed.
 func (g *gemmCall) packBlock(ws *Workspace, i0, i1, p0, p1, tiles int) {
 	depth := p1 - p0
-	dst := grow(&ws.a, (i1-i0)*depth+gemmSlack)
+	dst := grow(&ws.a, (i1-i0)*(depth+gemmPad)+gemmSlack)
 	if g.op != TN {
 		for i := i0; i < i1; i++ {
-			copy(dst[(i-i0)*depth:(i-i0+1)*depth], g.a[i*g.lda+p0:])
+			at := (i - i0) * (depth + gemmPad)
+			copy(dst[at:at+depth], g.a[i*g.lda+p0:])
 		}
 		return
 	}
