@@ -1,0 +1,313 @@
+package cpu
+
+import (
+	"nha/backend/cpu/kernel"
+)
+
+// Backward (SPEC 1.3): chunks downwards, with the adjoints U and R of the slots behind the chunk. A token's key and value get their
+// gradient in two parts: the one through the slots when the token enters, which comes first in this order, and then the window's,
+// gathered in its tile and added when the walk leaves the tile behind.
+
+func (w *nhaWorker) backward() {
+	rows := w.chunk * w.group
+	w.q, w.rq = w.matrix(rows, w.keyWidth), w.matrix(rows, w.keyWidth)
+	w.dO = w.matrix(rows, w.valueWidth)
+	w.dq, w.dRotated = w.matrix(rows, w.keyWidth), w.matrix(rows, w.keyWidth)
+	w.inner = w.floats(rows)
+	w.startSlots()
+	w.startWindow()
+	w.dScores = w.matrix(rows, w.groupTiles*nhaTile)
+	w.startAdjoints()
+	w.loadSlots()
+
+	chunks := (w.tokens + w.chunk - 1) / w.chunk
+	stretches := max(1, (chunks+nhaStretch-1)/nhaStretch)
+	size := len(w.keyState.Data) + len(w.valueState.Data)
+	w.states, w.marks = w.floats(min(chunks, nhaStretch)*size), w.floats(stretches*size)
+	w.mark(w.marks, 0)
+	for stretch := range stretches - 1 {
+		w.sweep(stretch*nhaStretch, (stretch+1)*nhaStretch, nil)
+		w.mark(w.marks, stretch+1)
+	}
+	for stretch := stretches - 1; stretch >= 0; stretch-- {
+		from, to := stretch*nhaStretch, min(chunks, (stretch+1)*nhaStretch)
+		w.recall(w.marks, stretch)
+		w.sweep(from, to, w.states)
+		for i := to - 1; i >= from; i-- {
+			w.recall(w.states, i-from)
+			w.startChunk(w.held + i*w.chunk)
+			w.backwardChunk()
+		}
+	}
+	w.dropTiles()
+	if d := stateOf(w.grads.DInitial, w.index); d != nil && w.Slots > 0 {
+		w.storeSlots(d, w.keyAdjoint, w.valueAdjoint)
+	}
+}
+
+// sweep takes the slots through chunks [from, to), noting them at each chunk's start in states where given.
+func (w *nhaWorker) sweep(from, to int, states []float32) {
+	for i := from; i < to; i++ {
+		if states != nil {
+			w.mark(states, i-from)
+			if i == to-1 {
+				return
+			}
+		}
+		w.first = w.held + i*w.chunk
+		w.count = min(w.chunk, w.all()-w.first)
+		if !w.entering() {
+			continue
+		}
+		w.loadEntering()
+		shape := w.keyShape()
+		shape.Group = 0
+		kernel.SlotRead(shape, w.keyState, w.x, w.s, w.q, w.weights)
+		shape.Columns = w.valueWidth
+		kernel.SlotRead(shape, w.valueState, w.y, w.s, w.q, w.weights)
+	}
+}
+
+// mark and recall copy the slots to and from place i.
+func (w *nhaWorker) mark(to []float32, i int) {
+	keys, values := w.keyState.Data, w.valueState.Data
+	to = to[i*(len(keys)+len(values)):]
+	copy(to, keys)
+	copy(to[len(keys):], values)
+}
+
+func (w *nhaWorker) recall(from []float32, i int) {
+	keys, values := w.keyState.Data, w.valueState.Data
+	from = from[i*(len(keys)+len(values)):]
+	copy(keys, from)
+	copy(values, from[len(keys):])
+}
+
+// startAdjoints begins with the gradients of the final state. Tokens that stay in its ring get theirs from it; those
+// never entered slots.
+func (w *nhaWorker) startAdjoints() {
+	w.keyAdjoint, w.valueAdjoint = w.matrix(w.slotWidth, w.keyWidth), w.matrix(w.slotWidth, w.valueWidth)
+	w.dx, w.dy = w.matrix(w.chunk, w.keyWidth), w.matrix(w.chunk, w.valueWidth)
+	w.dA = w.matrix(w.chunk, w.slotWidth)
+	w.reads, w.dWeights = w.matrix(w.chunk*w.group, w.slotWidth), w.matrix(w.chunk*w.group, w.slotWidth)
+	w.keep = w.floats(kernel.SlotKeep(w.chunk))
+	w.walk = w.matrix(w.slotWidth, max(w.keyWidth, w.valueWidth))
+	clear(w.dWeights.Data)
+
+	final := stateOf(w.grads.DFinal, w.index)
+	for i := range w.slotWidth {
+		var key, value []float32
+		if final != nil && i < w.Slots {
+			key, value = slotRow(final.SlotKeys, w.head, i), slotRow(final.SlotValues, w.head, i)
+		}
+		load(w.keyAdjoint, i, key, w.keyWidth)
+		load(w.valueAdjoint, i, value, w.valueWidth)
+	}
+	from := w.all() - min(w.Window, w.all())
+	first := from
+	if w.Slots == 0 {
+		first = 0 // there is nothing to enter
+	}
+	for e := first; e < w.all(); e++ {
+		dKey, dValue, dGate := w.gradients(e)
+		clear(dKey)
+		clear(dValue)
+		clear(dGate)
+		if final == nil || e < from {
+			continue
+		}
+		copy(dKey, ringRow(final, final.Keys.F32(), w.head, e-from, w.KeyDim))
+		copy(dValue, ringRow(final, final.Values.F32(), w.head, e-from, w.ValueDim))
+		if w.Slots > 0 && len(dGate) > 0 {
+			copy(dGate, ringRow(final, final.LogGates.F32(), w.head, e-from, w.Slots))
+			if e >= w.held {
+				clear(w.gateScratch) // dA is the gradient of log a here
+				kernel.GateBackward(dGate, dGate, w.gateScratch[:w.Slots], w.logits(e), float32(w.GateNormalizer))
+			}
+		}
+	}
+}
+
+// gradients are where token e's go: those of new tokens into the call's, dGate being dz; those of the ring's into the initial
+// state's, dGate being that of log a, or nowhere.
+func (w *nhaWorker) gradients(e int) (dKey, dValue, dGate []float32) {
+	if e >= w.held {
+		at := w.at + e - w.held
+		dKey = headRow(w.grads.DK.F32(), at, w.KVHeads, w.head, w.KeyDim)
+		dValue = headRow(w.grads.DV.F32(), at, w.KVHeads, w.head, w.ValueDim)
+		if w.Slots > 0 {
+			dGate = headRow(w.grads.DZ.F32(), at, w.KVHeads, w.head, w.Slots)
+		}
+		return dKey, dValue, dGate
+	}
+	d := stateOf(w.grads.DInitial, w.index)
+	if d == nil {
+		return nil, nil, nil
+	}
+	dKey, dValue = ringRow(d, d.Keys.F32(), w.head, e, w.KeyDim), ringRow(d, d.Values.F32(), w.head, e, w.ValueDim)
+	if w.Slots > 0 {
+		dGate = ringRow(d, d.LogGates.F32(), w.head, e, w.Slots)
+	}
+	return dKey, dValue, dGate
+}
+
+func (w *nhaWorker) backwardChunk() {
+	rows := w.count * w.group
+	o, dO, lse := w.call.O.F32(), w.grads.DO.F32(), w.call.LSE.F32()
+	for r := range rows {
+		row := w.queryRow(dO, r, w.ValueDim)
+		w.inner[r] = kernel.Dot(row, w.queryRow(o, r, w.ValueDim))
+		load(w.dO, r, row, w.valueWidth)
+	}
+	clear(w.dq.Data[:rows*w.dq.Stride])
+	if !w.idle() {
+		w.backwardSlots(lse)
+	}
+	if w.Window > 0 {
+		w.aim()
+		w.rotateQueries()
+		w.backwardWindow(lse)
+	}
+	dq, scale := w.grads.DQ.F32(), float32(w.Scale)
+	for r := range rows {
+		row := w.queryRow(dq, r, w.KeyDim)
+		clear(row)
+		kernel.Axpy(row, scale, w.dq.Row(r)[:w.KeyDim])
+	}
+}
+
+// backwardSlots is the slots' part. The states are those of the chunk's start.
+func (w *nhaWorker) backwardSlots(lse []float32) {
+	keys, values := w.keyShape(), w.valueShape()
+	w.walk.Stride = w.keyState.Stride
+	copy(w.walk.Data, w.keyState.Data)
+	kernel.SlotRead(keys, w.walk, w.x, w.s, w.q, w.weights)
+	w.walk.Stride = w.valueState.Stride
+	copy(w.walk.Data, w.valueState.Data)
+	kernel.SlotRead(values, w.walk, w.y, w.s, w.dO, w.reads)
+	for r := range w.count * w.group {
+		p, d := w.weights.Row(r)[:w.Slots], w.dWeights.Row(r)[:w.Slots]
+		if !w.live(w.first + r/w.group) {
+			clear(p)
+			clear(d)
+			continue
+		}
+		kernel.ExpSum(p, p, w.queryRow(lse, r, 1)[0])
+		kernel.SoftmaxBackward(d, p, w.reads.Row(r)[:w.Slots], w.inner[r])
+	}
+	clear(w.dA.Data)
+	clear(w.dx.Data)
+	clear(w.dy.Data)
+	kernel.SlotBackward(values, w.valueState, w.valueAdjoint, w.y, w.s, w.weights, w.dO, kernel.Matrix{}, w.dy, w.dA, w.keep)
+	kernel.SlotBackward(keys, w.keyState, w.keyAdjoint, w.x, w.s, w.dWeights, w.q, w.dq, w.dx, w.dA, w.keep)
+	for t := range w.count {
+		j := w.first + t - w.Window
+		if j < 0 {
+			continue
+		}
+		dKey, dValue, dGate := w.gradients(j)
+		copy(dKey, w.dx.Row(t))
+		copy(dValue, w.dy.Row(t))
+		if j >= w.held {
+			kernel.GateBackward(dGate, w.dA.Row(t)[:w.Slots], w.logA.Row(t)[:w.Slots], w.logits(j), float32(w.GateNormalizer))
+			continue
+		}
+		kernel.Exp(w.gateScratch[:len(dGate)], w.logA.Row(t)[:len(dGate)])
+		for i := range dGate {
+			dGate[i] = w.dA.Row(t)[i] * w.gateScratch[i]
+		}
+	}
+}
+
+// keyRows is how many keys share one product over the rows that see any of them.
+const keyRows = 12
+
+// backwardWindow is the window's part, group of tiles by group of tiles.
+func (w *nhaWorker) backwardWindow(lse []float32) {
+	rows, end := w.count*w.group, w.first+w.count
+	clear(w.dRotated.Data[:rows*w.dRotated.Stride])
+	for tile := w.windowStart(w.first) / nhaTile; tile*nhaTile < end; tile += w.groupTiles {
+		from, to := tile*nhaTile, min(end, (tile+w.groupTiles)*nhaTile)
+		for r := 0; r < rows; r += bandRows {
+			w.backwardBand(w.bandAt(r, from, to), to, lse)
+		}
+		for key := max(from, w.windowStart(w.first)); key < to; {
+			next := min(to, key+keyRows, (key/nhaTile+1)*nhaTile)
+			w.backwardKeys(key, next, from)
+			key = next
+		}
+	}
+	for r := range rows {
+		row := w.dRotated.Row(r)[:w.KeyDim]
+		w.rotate(row, row, w.first+r/w.group, true)
+		kernel.Axpy(w.dq.Row(r)[:w.KeyDim], 1, row)
+	}
+}
+
+// backwardBand turns a band's scores into probabilities and their gradients, 0 where a row does not see a key that others do, and
+// takes the queries' gradients from them.
+func (w *nhaWorker) backwardBand(b band, to int, lse []float32) {
+	if b.lo < b.hi {
+		w.eachTile(b, func(k *nhaKeys, lo, hi int) {
+			w.product(b, w.rq, w.keyWidth, k.keysT, k.index, lo, hi, w.scores)
+			w.product(b, w.dO, w.valueWidth, k.values, k.index, lo, hi, w.dScores)
+		})
+	}
+	// backwardKeys reads a few keys beyond the band: those of its blocks that any row sees.
+	from, until := max(0, b.lo-b.from-keyRows), max(0, min(to, b.hi+keyRows)-b.from)
+	for r := b.row; r < b.row+b.rows; r++ {
+		lo, hi := w.seen(b, r)
+		p, d := w.scores.Row(r), w.dScores.Row(r)
+		if lo >= hi {
+			lo, hi = until, until
+		}
+		for _, x := range [2][]float32{p, d} {
+			clear(x[min(from, lo):lo])
+			clear(x[hi:max(hi, until)])
+		}
+		kernel.ExpSum(p[lo:hi], p[lo:hi], w.queryRow(lse, r, 1)[0])
+		kernel.SoftmaxBackward(d[lo:hi], p[lo:hi], d[lo:hi], w.inner[r])
+	}
+	if b.lo >= b.hi {
+		return
+	}
+	w.eachTile(b, func(k *nhaKeys, lo, hi int) {
+		keys, d, dRotated := k.keys, w.dScores, w.dRotated
+		keys.Data = keys.Row(lo - k.index*nhaTile)
+		dRotated.Data = dRotated.Row(b.row)
+		kernel.MatrixTiles(b.rows, w.keyWidth, hi-lo, d.Row(b.row)[lo-b.from:], d.Stride, 1, keys, dRotated, true)
+	})
+}
+
+// backwardKeys adds to the gradients of keys [lo, hi) of one tile what the rows that see any of them give.
+func (w *nhaWorker) backwardKeys(lo, hi, from int) {
+	first, last := max(0, lo-w.first), min(w.count, hi-1+min(w.Window, w.all())-w.first)
+	if first >= last {
+		return
+	}
+	k, row, depth := w.tile(lo/nhaTile), first*w.group, (last-first)*w.group
+	add := func(a, b, c kernel.Matrix, width int) {
+		b.Data, c.Data = b.Row(row), c.Row(lo-k.index*nhaTile)
+		kernel.MatrixTiles(hi-lo, width, depth, a.Row(row)[lo-from:], 1, a.Stride, b, c, true)
+	}
+	add(w.dScores, w.rq, k.dKeys, w.keyWidth)
+	add(w.scores, w.dO, k.dValues, w.valueWidth)
+}
+
+// flush empties a place for a tile. In backward its gradients go where they belong.
+func (w *nhaWorker) flush(k *nhaKeys) {
+	if k.index >= 0 && w.grads != nil {
+		from := k.index * nhaTile
+		for i := range min(nhaTile, w.all()-from) {
+			dKey, dValue, _ := w.gradients(from + i)
+			if dKey == nil {
+				continue
+			}
+			row := k.dKeys.Row(i)[:w.KeyDim]
+			w.rotate(row, row, from+i, true)
+			kernel.Axpy(dKey, 1, row)
+			kernel.Axpy(dValue, 1, k.dValues.Row(i)[:w.ValueDim])
+		}
+	}
+	k.index = -1
+}

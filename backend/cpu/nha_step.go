@@ -1,0 +1,93 @@
+package cpu
+
+import (
+	"math"
+
+	"nha/backend/cpu/kernel"
+)
+
+// step is the operator for one token, the decode step (SPEC 1.1): the ring is read where it lies, row by row, and slots that need
+// no padding are updated in place. Pushing the token comes last, as its row may hold the one that leaves.
+func (w *nhaWorker) step() {
+	e := w.held
+	final := stateOf(w.call.Final, w.index)
+	w.q, w.rq, w.o = w.matrix(w.group, w.keyWidth), w.matrix(w.group, w.keyWidth), w.matrix(w.group, w.valueWidth)
+	w.startSlots()
+	inPlace := w.Slots > 0 && final != nil && final == w.initial &&
+		w.KeyDim == w.keyWidth && w.ValueDim == w.valueWidth && w.Slots == w.slotWidth
+	if inPlace {
+		w.keyState = kernel.Matrix{Data: slotsOf(final.SlotKeys, w.head), Stride: w.KeyDim}
+		w.valueState = kernel.Matrix{Data: slotsOf(final.SlotValues, w.head), Stride: w.ValueDim}
+	} else {
+		w.loadSlots()
+	}
+	w.startChunk(e)
+	from := w.windowStart(e)
+	window := w.matrix(w.group, e+1-from)
+	w.stepScores(window, from)
+
+	if w.idle() {
+		clear(w.weights.Data)
+	} else {
+		kernel.SlotRead(w.keyShape(), w.keyState, w.x, w.s, w.q, w.weights)
+	}
+	clear(w.o.Data)
+	for r := range w.group {
+		p, u := w.weights.Row(r)[:w.Slots], window.Row(r)[:e+1-from]
+		top := kernel.Max(u)
+		if w.live(e) {
+			top = max(top, kernel.Max(p))
+		}
+		total, fromSlots := kernel.ExpSum(u, u, top), float32(0)
+		if w.live(e) {
+			fromSlots = kernel.ExpSum(p, p, top)
+		} else {
+			clear(p)
+		}
+		total += fromSlots
+		kernel.Scale(u, 1/total)
+		kernel.Scale(p, 1/total)
+		w.queryRow(w.call.LSE.F32(), r, 1)[0] = top + float32(math.Log(float64(total)))
+		if w.call.Share.Present() {
+			w.queryRow(w.call.Share.F32(), r, 1)[0] = fromSlots / total
+		}
+	}
+	for u := from; u <= e && w.Window > 0; u++ {
+		value := w.value(u)
+		for r := range w.group {
+			kernel.Axpy(w.o.Row(r)[:w.ValueDim], window.Row(r)[u-from], value)
+		}
+	}
+	if !w.idle() {
+		kernel.SlotWrite(w.valueShape(), w.valueState, w.y, w.s, w.weights, w.o)
+	}
+	for r := range w.group {
+		copy(w.queryRow(w.call.O.F32(), r, w.ValueDim), w.o.Row(r))
+	}
+	switch {
+	case final == nil:
+	case inPlace:
+		w.storeRing(final)
+	default:
+		w.storeFinal()
+	}
+}
+
+// stepScores is the token's logits with the window from token from on.
+func (w *nhaWorker) stepScores(to kernel.Matrix, from int) {
+	if w.Window == 0 {
+		return
+	}
+	w.base, w.cos, w.sin = 0, nil, nil
+	if w.Rope != nil {
+		w.cos, w.sin = w.Rope.Table(w.held + 1)
+	}
+	w.rotateQueries()
+	key := w.floats(w.KeyDim)
+	for u := from; u <= w.held; u++ {
+		w.rotate(key, w.key(u), u, false)
+		for r := range w.group {
+			to.Row(r)[u-from] = kernel.Dot(key, w.rq.Row(r)[:w.KeyDim])
+		}
+	}
+}
