@@ -90,7 +90,7 @@ type Call struct {
 	LSE     tensor.Tensor // [N, Hq] log of the softmax's denominator, which backward needs; absent: no backward will follow
 	Share   tensor.Tensor // [N, Hq] slot share; absent: not wanted
 	Initial []*State      // the state before each sequence; nil, or a nil entry: empty
-	Final   []*State      // where the state after each sequence goes, made by NewState; nil, or a nil entry: not wanted; an entry may be its Initial, then it is updated in place
+	Final   []*State      // where the state after each sequence goes, overwriting any other state of the layer; nil, or a nil entry: not wanted; an entry may be its Initial, then it is updated in place
 }
 
 // Gradients is what Backward takes and gives for a Call after Forward, whose O and LSE it may use and whose Initial states must
@@ -103,7 +103,7 @@ type Gradients struct {
 	DK       tensor.Tensor // [N, H*K]
 	DV       tensor.Tensor // [N, H*V]
 	DZ       tensor.Tensor // [N, H*M]; absent where M = 0
-	DInitial []*State      // gradient of the initial states, made by NewState; their ring's oldest token comes to row 0; nil or nil entries: not wanted
+	DInitial []*State      // gradient of the initial states, overwriting any state of the layer; their ring's oldest token comes to row 0; nil or nil entries: not wanted
 }
 
 // Check says which length, tensor or state of the call does not fit the configuration. Implementations rely on it.

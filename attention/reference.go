@@ -20,15 +20,15 @@ func Forward(c *Call) {
 		s := newSequence(c, i, at)
 		o, lse, share := newRows(n*s.QueryHeads, s.ValueDim), newRows(n*s.QueryHeads, 1), newRows(n*s.QueryHeads, 1)
 		for h := range s.KVHeads {
-			slots := s.initial(h)
+			now := s.initial(h)
 			for t := range n {
 				if j := s.held + t - s.Window; j >= 0 {
-					slots.enter(s.token(j, h))
+					now.enter(s.token(j, h))
 				}
 				for q := h * s.Group(); q < (h+1)*s.Group(); q++ {
-					p, out := s.attend(slots, t, q), o.row(t*s.QueryHeads+q)
+					p, out := s.attend(now, t, q), o.row(t*s.QueryHeads+q)
 					for i, pi := range p.slots {
-						axpy(out, pi, slots.values.row(i))
+						axpy(out, pi, now.values.row(i))
 						share.row(t*s.QueryHeads + q)[0] += pi
 					}
 					for w, pu := range p.window {
@@ -37,8 +37,8 @@ func Forward(c *Call) {
 					lse.row(t*s.QueryHeads + q)[0] = p.lse
 				}
 			}
-			copy(s.slotKeys.data[h*len(slots.keys.data):], slots.keys.data)
-			copy(s.slotValues.data[h*len(slots.values.data):], slots.values.data)
+			copy(s.slotKeys.data[h*len(now.keys.data):], now.keys.data)
+			copy(s.slotValues.data[h*len(now.values.data):], now.values.data)
 		}
 		store(c.O, at, o)
 		store(c.LSE, at, lse)

@@ -82,6 +82,13 @@ func reference(p *problem) (*attention.Call, *attention.Gradients) {
 	return c, g
 }
 
+// referenceForward is the truth where no gradients are asked for.
+func referenceForward(p *problem) *attention.Call {
+	c, _ := p.call(tensor.F64)
+	attention.Forward(c)
+	return c
+}
+
 // compare holds every result of a call against another's.
 func (s suite) compare(t failer, c, want *attention.Call, g, wantG *attention.Gradients, tol Tolerances) {
 	t.Helper()

@@ -103,13 +103,27 @@ func randomGradient(rng *rand.Rand, d tensor.DType, c *attention.Config, positio
 	return s
 }
 
-// call is the problem as a call in element type d, with room for every result.
+// call is the problem as a call in element type d, with room for every result: NaN, and states of something else, which have to
+// be overwritten.
 func (p *problem) call(d tensor.DType) (*attention.Call, *attention.Gradients) {
 	like := func(t tensor.Tensor) tensor.Tensor {
 		if !t.Present() {
 			return t
 		}
 		return tensor.New(d, t.Shape)
+	}
+	result := func(t tensor.Tensor) tensor.Tensor {
+		t = like(t)
+		if t.Present() {
+			for i := range t.Len() {
+				t.SetValue(i, nan)
+			}
+		}
+		return t
+	}
+	other := func(i int) *attention.State {
+		rng := rand.New(rand.NewPCG(uint64(i), 2))
+		return randomGradient(rng, d, p.config, 1+rng.IntN(100)).ConvertTo(d)
 	}
 	input := func(t tensor.Tensor) tensor.Tensor {
 		x := like(t)
@@ -122,17 +136,17 @@ func (p *problem) call(d tensor.DType) (*attention.Call, *attention.Gradients) {
 	c := &attention.Call{
 		Config: p.config, Lengths: p.lengths,
 		Q: input(p.q), K: input(p.k), V: input(p.v), Z: input(p.z),
-		O: like(p.do), LSE: tensor.New(d, tensor.Of(n, hq)), Share: tensor.New(d, tensor.Of(n, hq)),
+		O: result(p.do), LSE: result(tensor.New(d, tensor.Of(n, hq))), Share: result(tensor.New(d, tensor.Of(n, hq))),
 	}
-	g := &attention.Gradients{DO: input(p.do), DQ: like(p.q), DK: like(p.k), DV: like(p.v), DZ: like(p.z)}
+	g := &attention.Gradients{DO: input(p.do), DQ: result(p.q), DK: result(p.k), DV: result(p.v), DZ: result(p.z)}
 	if !p.wantStates {
 		return c, g
 	}
 	for i := range p.lengths {
-		c.Final = append(c.Final, attention.NewState(p.config, d))
+		c.Final = append(c.Final, other(i))
 		if p.initial != nil {
 			c.Initial = append(c.Initial, p.initial[i].ConvertTo(d))
-			g.DInitial = append(g.DInitial, attention.NewState(p.config, d))
+			g.DInitial = append(g.DInitial, other(i))
 		}
 		g.DFinal = append(g.DFinal, p.dFinal[i].ConvertTo(d))
 	}

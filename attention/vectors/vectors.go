@@ -271,7 +271,11 @@ func (v *Vector) Results(c *attention.Call, g *attention.Gradients) []Result {
 		rounded := *v
 		rounded.tensors = map[string]tensor.Tensor{}
 		for name, t := range v.tensors {
-			rounded.tensors[name] = convert(convert(t, c.Q.DType), tensor.F64)
+			d := c.Q.DType
+			if strings.Contains(name, "slot_") || strings.HasSuffix(name, "log_gates") {
+				d = tensor.F32 // what a state keeps in float32
+			}
+			rounded.tensors[name] = convert(convert(t, d), tensor.F64)
 		}
 		rc, rg := rounded.Call(tensor.F64)
 		attention.Forward(rc)
