@@ -1,4 +1,7 @@
 // Package all registers every backend of this build.
 package all
 
-import _ "nha/backend/ref"
+import (
+	_ "nha/backend/cpu"
+	_ "nha/backend/ref"
+)

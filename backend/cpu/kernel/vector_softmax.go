@@ -33,17 +33,26 @@ func SoftmaxRow(x []float32) float32 {
 
 // CrossEntropyRow replaces logits by scale (softmax(logits) - onehot(target)), the gradient of scale times the loss, and returns
 // the loss -log p[target]. A negative target is one to ignore: zeros, loss 0.
+//
+// The target stands apart from the sum of the others: where p[target] is near 1, lse - x[target] and p - 1 would cancel, while
+// loss = log1p(others / e^x[target]) and p - 1 = -others / sum keep their digits.
 func CrossEntropyRow(logits []float32, target int32, scale float32) (loss float32) {
 	if target < 0 {
 		vectors.fill(logits, 0)
 		return 0
 	}
 	m := vectors.max(logits)
-	picked := logits[target] - m
-	sum := vectors.expSum(logits, logits, m)
-	vectors.scale(logits, scale/sum)
-	logits[target] -= scale
-	return float32(math.Log(float64(sum)) - float64(picked))
+	picked := float64(logits[target] - m)
+	logits[target] = negativeInfinity
+	others := vectors.expSum(logits, logits, m)
+	own := math.Exp(picked)
+	sum := float64(others) + own
+	vectors.scale(logits, float32(float64(scale)/sum))
+	logits[target] = float32(-float64(scale) * float64(others) / sum)
+	if own > float64(others) {
+		return float32(math.Log1p(float64(others) / own))
+	}
+	return float32(math.Log(sum) - picked)
 }
 
 // masked tells a row of nothing but -Inf from one with a NaN, whose maximum m is -Inf too.

@@ -1,0 +1,336 @@
+// Package cpu is the op table in float32 on the processor: the loops of package kernel, spread over a pool of threads.
+//
+// Results are the same bits for the same number of threads: work is cut by index, never by which thread happened to come
+// first, and partial sums are added in the order of their index.
+package cpu
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+
+	"nha/attention"
+	"nha/backend"
+	"nha/backend/cpu/kernel"
+	"nha/tensor"
+)
+
+func init() {
+	backend.Register("cpu", func(threads int) (backend.Backend, error) { return Open(threads) })
+}
+
+// Backend is the processor. It implements backend.Backend.
+type Backend struct {
+	pool  *kernel.Pool
+	nha   *nha
+	parts [][]float32 // one partial row per thread
+	task  rowTask
+	adamw adamwTask
+	embed embedTask
+	sums  sumTask
+}
+
+// Open starts the pool; threads 0 means GOMAXPROCS. The environment variable NHA_CPU forces an instruction set.
+func Open(threads int) (*Backend, error) {
+	if err := kernel.Setup(); err != nil {
+		return nil, err
+	}
+	p := kernel.NewPool(threads)
+	return &Backend{pool: p, nha: newNHA(p), parts: make([][]float32, p.Threads())}, nil
+}
+
+func (b *Backend) Name() string        { return "cpu" }
+func (b *Backend) DType() tensor.DType { return tensor.F32 }
+func (b *Backend) Describe() string {
+	return fmt.Sprintf("float32, %s, %d threads of %d processors", kernel.Active(), b.pool.Threads(), runtime.NumCPU())
+}
+
+// Close stops the pool's threads.
+func (b *Backend) Close() error { b.pool.Close(); return nil }
+
+func (b *Backend) Alloc(d tensor.DType, s tensor.Shape) tensor.Tensor { return tensor.New(d, s) }
+func (b *Backend) Free(tensor.Tensor)                                 {}
+func (b *Backend) Write(dst, src tensor.Tensor)                       { tensor.Convert(dst, src) }
+func (b *Backend) Read(dst, src tensor.Tensor)                        { tensor.Convert(dst, src) }
+func (b *Backend) Zero(t tensor.Tensor)                               { clear(t.Bytes()) }
+func (b *Backend) Copy(dst, src tensor.Tensor)                        { copy(dst.Bytes(), src.Bytes()) }
+
+func (b *Backend) NHA(c *attention.Call)                                 { b.nha.Forward(c) }
+func (b *Backend) NHABackward(c *attention.Call, g *attention.Gradients) { b.nha.Backward(c, g) }
+
+func (b *Backend) MatMul(op backend.Op, c backend.Gradient, a, w, bias tensor.Tensor) {
+	m, n, k := c.Rows(), c.Columns(), a.Columns()
+	kop := [...]kernel.Op{backend.NN: kernel.NN, backend.NT: kernel.NT, backend.TN: kernel.TN}[op]
+	if op == backend.TN {
+		k = a.Rows()
+	}
+	var row []float32
+	if bias.Present() {
+		row = bias.F32()
+	}
+	kernel.Gemm(b.pool, kop, m, n, k, a.F32(), a.Columns(), w.F32(), w.Columns(), c.F32(), n, c.Add, row)
+}
+
+// rowTask runs one elementwise or row-wise kernel over a range of rows or elements, cut into one part a thread.
+type rowTask struct {
+	kind           rowKind
+	parts, rows, n int
+	add            bool
+	epsilon, scale float32
+	a, b, c, d, e  []float32
+	ids            []int32
+	partial        [][]float32
+}
+
+type rowKind uint8
+
+const (
+	rowAdd rowKind = iota
+	rowSiLU
+	rowSiLUBackward
+	rowSwiGLU
+	rowSwiGLUBackward
+	rowRMSNorm
+	rowRMSNormBackward
+	rowCrossEntropy
+	rowEmbed
+	rowSum
+)
+
+// Do is part i: rows [from, to) of n elements each.
+func (t *rowTask) Do(_, i int) {
+	from, to := t.rows*i/t.parts, t.rows*(i+1)/t.parts
+	if from == to {
+		return
+	}
+	x, y := from*t.n, to*t.n
+	switch t.kind {
+	case rowAdd:
+		kernel.Add(t.a[x:y], t.b[x:y], t.c[x:y])
+	case rowSiLU:
+		kernel.SiLU(t.a[x:y], t.b[x:y])
+	case rowSiLUBackward:
+		kernel.SiLUBackward(t.a[x:y], t.b[x:y], t.c[x:y], t.add)
+	case rowSwiGLU:
+		kernel.SwiGLU(t.a[x:y], t.b[x:y], t.c[x:y])
+	case rowSwiGLUBackward:
+		kernel.SwiGLUBackward(t.a[x:y], t.b[x:y], t.c[x:y], t.d[x:y], t.e[x:y])
+	case rowRMSNorm:
+		kernel.RMSNorm(t.a[x:y], t.b[x:y], t.c, to-from, t.n, t.epsilon, t.d[from:to])
+	case rowRMSNormBackward:
+		kernel.RMSNormBackward(slice(t.a, x, y), t.partial[i], t.b[x:y], t.c[x:y], t.d, t.e[from:to], to-from, t.n, t.add)
+	case rowCrossEntropy:
+		for r := from; r < to; r++ {
+			t.a[r] = kernel.CrossEntropyRow(t.b[r*t.n:(r+1)*t.n], t.ids[r], t.scale)
+		}
+	case rowEmbed:
+		for r := from; r < to; r++ {
+			copy(t.a[r*t.n:(r+1)*t.n], t.b[int(t.ids[r])*t.n:])
+		}
+	case rowSum:
+		dst := t.partial[i][:t.n]
+		clear(dst)
+		for r := from; r < to; r++ {
+			kernel.AddTo(dst, t.a[r*t.n:(r+1)*t.n])
+		}
+	}
+}
+
+func slice(x []float32, from, to int) []float32 {
+	if x == nil {
+		return nil
+	}
+	return x[from:to]
+}
+
+// smallWork is the number of elements under which waking other threads costs more than it saves.
+const smallWork = 1 << 13
+
+func (b *Backend) run(t rowTask) {
+	t.parts = b.pool.Threads()
+	if t.rows*t.n < smallWork {
+		t.parts = 1
+	}
+	b.task = t
+	b.pool.Run(t.parts, &b.task)
+	b.task = rowTask{}
+}
+
+// partials gives every part a cleared row of n and returns how to add the parts, in order, into dst.
+func (b *Backend) partials(n int) [][]float32 {
+	for i := range b.parts {
+		if cap(b.parts[i]) < n {
+			b.parts[i] = make([]float32, n)
+		}
+		b.parts[i] = b.parts[i][:n]
+		clear(b.parts[i])
+	}
+	return b.parts
+}
+
+func (b *Backend) addPartials(dst backend.Gradient) {
+	if !dst.Present() {
+		return
+	}
+	if !dst.Add {
+		b.Zero(dst.Tensor)
+	}
+	for _, p := range b.parts {
+		kernel.AddTo(dst.F32(), p)
+	}
+}
+
+func (b *Backend) Add(y, p, q tensor.Tensor) {
+	b.run(rowTask{kind: rowAdd, rows: y.Len(), n: 1, a: y.F32(), b: p.F32(), c: q.F32()})
+}
+
+func (b *Backend) SiLU(y, x tensor.Tensor) {
+	b.run(rowTask{kind: rowSiLU, rows: y.Len(), n: 1, a: y.F32(), b: x.F32()})
+}
+
+func (b *Backend) SiLUBackward(dx backend.Gradient, dy, x tensor.Tensor) {
+	b.run(rowTask{kind: rowSiLUBackward, rows: dy.Len(), n: 1, a: dx.F32(), b: dy.F32(), c: x.F32(), add: dx.Add})
+}
+
+func (b *Backend) SwiGLU(y, gate, up tensor.Tensor) {
+	b.run(rowTask{kind: rowSwiGLU, rows: y.Len(), n: 1, a: y.F32(), b: gate.F32(), c: up.F32()})
+}
+
+// SwiGLUBackward writes; where a gradient is to be added it is written to one side first.
+func (b *Backend) SwiGLUBackward(dgate, dup backend.Gradient, dy, gate, up tensor.Tensor) {
+	g, u := dgate.Tensor, dup.Tensor
+	if dgate.Add {
+		g = tensor.New(tensor.F32, g.Shape)
+	}
+	if dup.Add {
+		u = tensor.New(tensor.F32, u.Shape)
+	}
+	b.run(rowTask{kind: rowSwiGLUBackward, rows: dy.Len(), n: 1, a: g.F32(), b: u.F32(), c: dy.F32(), d: gate.F32(), e: up.F32()})
+	if dgate.Add {
+		b.Add(dgate.Tensor, dgate.Tensor, g)
+	}
+	if dup.Add {
+		b.Add(dup.Tensor, dup.Tensor, u)
+	}
+}
+
+func (b *Backend) RMSNorm(y, rstd, x, weight tensor.Tensor, epsilon float64) {
+	b.run(rowTask{kind: rowRMSNorm, rows: rstd.Len(), n: weight.Len(), a: y.F32(), b: x.F32(), c: weight.F32(), d: rstd.F32(), epsilon: float32(epsilon)})
+}
+
+func (b *Backend) RMSNormBackward(dx, dweight backend.Gradient, dy, x, weight, rstd tensor.Tensor) {
+	t := rowTask{kind: rowRMSNormBackward, rows: rstd.Len(), n: weight.Len(), b: dy.F32(), c: x.F32(), d: weight.F32(), e: rstd.F32(), add: dx.Add}
+	if dx.Present() {
+		t.a = dx.F32()
+	}
+	t.partial = b.partials(t.n)
+	b.run(t)
+	b.addPartials(dweight)
+}
+
+func (b *Backend) SumRows(dst backend.Gradient, x tensor.Tensor) {
+	b.run(rowTask{kind: rowSum, rows: x.Rows(), n: x.Columns(), a: x.F32(), partial: b.partials(x.Columns())})
+	b.addPartials(dst)
+}
+
+func (b *Backend) Embed(y, table, ids tensor.Tensor) {
+	b.run(rowTask{kind: rowEmbed, rows: ids.Len(), n: table.Columns(), a: y.F32(), b: table.F32(), ids: ids.I32()})
+}
+
+// embedTask adds rows into the table; every part owns a range of columns, so rows that repeat never meet.
+type embedTask struct {
+	parts, n  int
+	table, dy []float32
+	ids       []int32
+}
+
+func (t *embedTask) Do(_, i int) {
+	from, to := t.n*i/t.parts, t.n*(i+1)/t.parts
+	for r, id := range t.ids {
+		kernel.AddTo(t.table[int(id)*t.n+from:int(id)*t.n+to], t.dy[r*t.n+from:r*t.n+to])
+	}
+}
+
+func (b *Backend) EmbedBackward(dtable backend.Gradient, dy, ids tensor.Tensor) {
+	if !dtable.Add {
+		b.Zero(dtable.Tensor)
+	}
+	b.embed = embedTask{parts: b.pool.Threads(), n: dtable.Columns(), table: dtable.F32(), dy: dy.F32(), ids: ids.I32()}
+	b.pool.Run(b.embed.parts, &b.embed)
+	b.embed = embedTask{}
+}
+
+func (b *Backend) CrossEntropy(loss, logits, targets tensor.Tensor, scale float64) {
+	b.run(rowTask{kind: rowCrossEntropy, rows: loss.Len(), n: logits.Columns(), a: loss.F32(), b: logits.F32(), ids: targets.I32(), scale: float32(scale)})
+}
+
+// sumTask is a sum or a sum of squares in blocks of fixed size, so that the result does not depend on the number of threads.
+type sumTask struct {
+	x       []float32
+	squares bool
+	blocks  []float64
+}
+
+const sumBlock = 1 << 14
+
+func (t *sumTask) Do(_, i int) {
+	x := t.x[i*sumBlock : min((i+1)*sumBlock, len(t.x))]
+	if t.squares {
+		t.blocks[i] = kernel.SumSquares(x)
+		return
+	}
+	sum := 0.0
+	for _, v := range x {
+		sum += float64(v)
+	}
+	t.blocks[i] = sum
+}
+
+func (b *Backend) sum(x tensor.Tensor, squares bool) float64 {
+	t := &b.sums
+	t.x, t.squares = x.F32(), squares
+	n := (len(t.x) + sumBlock - 1) / sumBlock
+	if cap(t.blocks) < n {
+		t.blocks = make([]float64, n)
+	}
+	t.blocks = t.blocks[:n]
+	b.pool.Run(n, t)
+	t.x = nil
+	total := 0.0
+	for _, v := range t.blocks {
+		total += v
+	}
+	return total
+}
+
+func (b *Backend) Sum(x tensor.Tensor) float64        { return b.sum(x, false) }
+func (b *Backend) SumSquares(x tensor.Tensor) float64 { return b.sum(x, true) }
+
+type adamwTask struct {
+	parts      int
+	p, g, m, v []float32
+	step       kernel.AdamWStep
+}
+
+func (t *adamwTask) Do(_, i int) {
+	from, to := len(t.p)*i/t.parts, len(t.p)*(i+1)/t.parts
+	kernel.AdamW(t.p[from:to], t.g[from:to], t.m[from:to], t.v[from:to], t.step)
+}
+
+func (b *Backend) AdamW(p, g, m, v tensor.Tensor, s backend.AdamW) {
+	t := &b.adamw
+	*t = adamwTask{parts: b.pool.Threads(), p: p.F32(), g: g.F32(), m: m.F32(), v: v.F32(), step: kernel.AdamWStep{
+		LearningRate: float32(s.LearningRate), Beta1: float32(s.Beta1), Beta2: float32(s.Beta2), Epsilon: float32(s.Epsilon),
+		WeightDecay: float32(s.WeightDecay), GradientScale: float32(s.GradientScale),
+		BiasCorrection1: biasCorrection(s.Beta1, s.Step), BiasCorrection2: biasCorrection(s.Beta2, s.Step)}}
+	if len(t.p) < smallWork {
+		t.parts = 1
+	}
+	b.pool.Run(t.parts, t)
+	*t = adamwTask{}
+}
+
+// biasCorrection is 1 - beta^step for beta as the kernel has it: rounded to float32, where 1 - 0.999 is off by 1e-5.
+func biasCorrection(beta float64, step int) float32 {
+	return float32(1 - math.Pow(float64(float32(beta)), float64(step)))
+}
