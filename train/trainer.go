@@ -1,0 +1,171 @@
+package train
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+
+	"nha/autograd"
+	"nha/model"
+)
+
+// Source gives the batches of a training run. It is asked for one after the other, never from two goroutines.
+type Source interface {
+	// Next fills b: Tokens, Lengths and Targets, reusing their memory where it is large enough. b is the same few batches in
+	// turn; they must not share memory. An error ends the run.
+	Next(b *model.Batch) error
+	// State is everything that Restore needs, on a fresh Source of the same kind, to go on exactly from here.
+	State() (json.RawMessage, error)
+	Restore(json.RawMessage) error
+}
+
+// Trainer does optimiser steps on a model.
+type Trainer struct {
+	model     *model.Model
+	settings  Settings
+	source    Source
+	tape      *autograd.Tape
+	optimizer *optimizer
+	batches   []model.Batch // of one step
+	progress  progress
+}
+
+// progress is how far a Trainer has come.
+type progress struct {
+	Step    int   `json:"step"`    // steps done, those skipped among them
+	Tokens  int64 `json:"tokens"`  // read, in all steps
+	Skipped int   `json:"skipped"` // steps without an update
+	InARow  int   `json:"in_a_row"`
+}
+
+// Stats is what a step found. Loss (nats per token) and GradientNorm (before clipping) may be NaN or infinite: then the step
+// was skipped.
+type Stats struct {
+	Step         int    `json:"step"`
+	Tokens       int    `json:"tokens"`    // of this step
+	Predicted    int    `json:"predicted"` // of them, tokens with a target
+	Loss         Number `json:"loss"`
+	GradientNorm Number `json:"gradient_norm"`
+	LearningRate Number `json:"learning_rate"`
+	Skipped      bool   `json:"skipped"`
+}
+
+// Number is a float64 that JSON holds exactly; what is not finite is null there, and null reads as NaN.
+type Number float64
+
+// MarshalJSON writes the shortest digits that read back as the same number, or null.
+func (n Number) MarshalJSON() ([]byte, error) {
+	if !finite(float64(n)) {
+		return []byte("null"), nil
+	}
+	return json.Marshal(float64(n))
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (n *Number) UnmarshalJSON(b []byte) error {
+	if string(b) == "null" {
+		*n = Number(math.NaN())
+		return nil
+	}
+	return json.Unmarshal(b, (*float64)(n))
+}
+
+func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
+
+// NewTrainer trains m, which must have gradients, on the batches of source. The model stays the caller's.
+func NewTrainer(m *model.Model, s Settings, source Source) (*Trainer, error) {
+	if err := s.Resolve(); err != nil {
+		return nil, err
+	}
+	o, err := newOptimizer(m, &s)
+	if err != nil {
+		return nil, err
+	}
+	return &Trainer{model: m, settings: s, source: source, tape: autograd.New(m.Backend()), optimizer: o, batches: make([]model.Batch, s.Accumulation)}, nil
+}
+
+// Close gives the memory of activations and moments back.
+func (t *Trainer) Close() {
+	t.tape.Close()
+	t.optimizer.close()
+}
+
+// Settings are the resolved ones.
+func (t *Trainer) Settings() Settings { return t.settings }
+
+// Model is what is being trained.
+func (t *Trainer) Model() *model.Model { return t.model }
+
+// Tape is the trainer's tape, which between steps may be used for evaluation (it must be recording and reset afterwards).
+func (t *Trainer) Tape() *autograd.Tape { return t.tape }
+
+// Done is the number of steps done.
+func (t *Trainer) Done() int { return t.progress.Step }
+
+// Bytes is the memory of the backend in use: parameters, gradients, moments, activations.
+func (t *Trainer) Bytes() int { return t.optimizer.bytes() + t.tape.Bytes() }
+
+// Step does one optimiser step. A step whose loss or gradient is not finite leaves the parameters and moments as they were;
+// too many of them in a row are an error, as are a source that fails and a batch that does not fit the model.
+func (t *Trainer) Step() (Stats, error) {
+	s := Stats{Step: t.progress.Step + 1}
+	s.LearningRate = Number(t.settings.Rate(s.Step))
+	if err := t.fetch(&s); err != nil {
+		return s, fmt.Errorf("step %d: %w", s.Step, err)
+	}
+	t.optimizer.begin()
+	sum := 0.0
+	for i := range t.batches {
+		t.tape.Reset()
+		part, _ := t.model.Loss(t.tape, &t.batches[i], 1/float64(s.Predicted))
+		t.tape.Backward()
+		sum += part
+	}
+	t.tape.Reset()
+	loss, norm := sum/float64(s.Predicted), math.Sqrt(t.optimizer.squaredNorm())
+	s.Loss, s.GradientNorm, s.Skipped = Number(loss), Number(norm), !finite(loss) || !finite(norm)
+
+	p := &t.progress
+	p.Step, p.Tokens, p.InARow = s.Step, p.Tokens+int64(s.Tokens), p.InARow+1
+	if s.Skipped {
+		p.Skipped++
+		if p.InARow >= t.settings.MaxSkipped {
+			return s, fmt.Errorf("step %d: %d steps in a row without a finite loss and gradient (loss %v, gradient norm %v): lower learning_rate (%v) or clip (%v), or lengthen warmup (%d)",
+				s.Step, p.InARow, loss, norm, t.settings.LearningRate, t.settings.Clip, t.settings.Warmup)
+		}
+		return s, nil
+	}
+	p.InARow = 0
+	scale := 1.0
+	if clip := t.settings.Clip; clip > 0 && norm > clip {
+		scale = clip / norm
+	}
+	t.optimizer.apply(p.Step-p.Skipped, float64(s.LearningRate), scale)
+	return s, nil
+}
+
+// fetch gets the step's batches first, because the scale of each one's loss is the number of targets in all of them.
+func (t *Trainer) fetch(s *Stats) error {
+	for i := range t.batches {
+		b := &t.batches[i]
+		if err := t.source.Next(b); err != nil {
+			return err
+		}
+		if err := t.model.Check(b); err != nil {
+			return err
+		}
+		if len(b.Targets) == 0 {
+			return fmt.Errorf("a batch without targets")
+		}
+		s.Tokens += len(b.Tokens)
+		for _, id := range b.Targets {
+			if id >= 0 {
+				s.Predicted++
+			}
+		}
+	}
+	if s.Predicted == 0 {
+		return fmt.Errorf("no token of the batch is to be predicted: are the documents single tokens?")
+	}
+	return nil
+}
