@@ -56,11 +56,12 @@ func parseHeader(file []byte) (header, error) {
 	d.UseNumber()
 	err := object(d, func(name string) (err error) {
 		if name == metadataKey {
-			h.metadata, err = stringMap(d)
-		} else {
-			h.entries[name], err = parseEntry(d, data, len(file))
+			if h.metadata, err = stringMap(d); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
 		}
-		if err != nil {
+		if h.entries[name], err = parseEntry(d, data, len(file)); err != nil {
 			return fmt.Errorf("tensor %q: %w", name, err)
 		}
 		return nil
