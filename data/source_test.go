@@ -245,7 +245,7 @@ func TestDamagedParquet(t *testing.T) {
 			t.Errorf("%d errors", errs)
 		}
 	}
-	for at := 0; at < len(whole); at += 37 {
+	for at := 0; at < len(whole); at += 101 {
 		b := []byte(whole)
 		b[at] ^= 0xff
 		write(t, path, string(b))

@@ -16,7 +16,7 @@ import (
 // tokenizer that puts a space in front of a text does not.
 const (
 	pieceSize  = 1 << 20 // a piece of a text file is about this long
-	forcedSize = 1 << 26 // a text this long without any such place is cut between two characters
+	forcedSize = 1 << 24 // a text this long without any such place is cut between two characters
 	preferSize = 1 << 12 // how far to look for the better place
 )
 
