@@ -100,27 +100,21 @@ func SwiGLUBackward(b Backend, dgate, dup Gradient, dy, gate, up tensor.Tensor) 
 
 // NHA is the op nha (SPEC 1): forward over a packed batch.
 func NHA(b Backend, c *attention.Call) {
-	requireCall("nha", c)
+	requireCall("nha", c.Check())
 	b.NHA(c)
 }
 
 // NHABackward is the gradient of nha (SPEC 1.3). O and LSE of the call are those that NHA wrote; initial states are as they were.
 func NHABackward(b Backend, c *attention.Call, g *attention.Gradients) {
-	requireCall("nha backward", c)
-	require(g.DO.Len() == c.O.Len() && g.DQ.Len() == c.Q.Len() && g.DK.Len() == c.K.Len() && g.DV.Len() == c.V.Len() && g.DZ.Len() == c.Z.Len(),
-		"nha backward", g.DO, g.DQ, g.DK, g.DV, g.DZ)
+	requireCall("nha backward", c.Check())
+	requireCall("nha backward", g.Check(c))
 	b.NHABackward(c, g)
 }
 
-func requireCall(op string, c *attention.Call) {
-	n := 0
-	for _, l := range c.Lengths {
-		n += l
+func requireCall(op string, err error) {
+	if err != nil {
+		panic("backend: " + op + ": " + err.Error())
 	}
-	require(c.Q.Len() == n*c.QueryHeads*c.KeyDim && c.K.Len() == n*c.KVHeads*c.KeyDim && c.V.Len() == n*c.KVHeads*c.ValueDim &&
-		c.Z.Len() == n*c.KVHeads*c.Slots && c.O.Len() == n*c.QueryHeads*c.ValueDim && c.LSE.Len() == n*c.QueryHeads &&
-		(!c.Share.Present() || c.Share.Len() == n*c.QueryHeads), op, c.Q, c.K, c.V, c.Z, c.O, c.LSE, c.Share)
-	require((c.Initial == nil || len(c.Initial) == len(c.Lengths)) && (c.Final == nil || len(c.Final) == len(c.Lengths)), op+": states")
 }
 
 // CrossEntropy is the op cross_entropy.

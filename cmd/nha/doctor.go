@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -9,8 +8,6 @@ import (
 	"nha/backend"
 	"nha/doctor"
 )
-
-func printJSON(c *cobra.Command, v any) error { return json.NewEncoder(c.OutOrStdout()).Encode(v) }
 
 func newDoctor() *cobra.Command {
 	var vectors, golden string

@@ -79,7 +79,7 @@ func newRoot() *cobra.Command {
 		}
 		return nil
 	}
-	root.AddCommand(newVersion(), newDoctor(), newInspect(), newTokenizer())
+	root.AddCommand(newVersion(), newDoctor(), newInspect(), newTokenizer(), newTrain(), newGenerate())
 	return root
 }
 
@@ -109,11 +109,15 @@ func jsonFlag(c *cobra.Command) *cobra.Command {
 
 // openBackend starts the backend of --backend; auto is the best there is.
 func openBackend() (backend.Backend, error) {
-	name := flags.backend
-	if name == "auto" {
-		name = "cpu"
+	return backend.Open(backendName(), flags.threads)
+}
+
+// backendName is --backend, with auto resolved to the best there is.
+func backendName() string {
+	if flags.backend == "auto" {
+		return "cpu"
 	}
-	return backend.Open(name, flags.threads)
+	return flags.backend
 }
 
 func newVersion() *cobra.Command {

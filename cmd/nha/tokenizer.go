@@ -38,7 +38,7 @@ func newTokenizerTrain() *cobra.Command {
 			}
 			started := time.Now()
 			o.Threads = flags.threads
-				t, err := tokenizer.Train(c.Context(), texts(spec), o)
+			t, err := tokenizer.Train(c.Context(), texts(spec), o)
 			fmt.Fprintln(os.Stderr)
 			if err != nil {
 				return err

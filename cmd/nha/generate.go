@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"nha/generate"
+	"nha/model"
+	"nha/tokenizer"
+)
+
+// generateOptions are the flags of generate that are no sampling.
+type generateOptions struct {
+	prompt, windows, session, fork, input, score, memoryHTML string
+	samples                                                  int
+	memory                                                   bool
+}
+
+func newGenerate() *cobra.Command {
+	var o generateOptions
+	var s generate.Sampling
+	c := &cobra.Command{
+		Use: "generate MODEL", Short: "Continue a prompt",
+		Long: "Generate continues --prompt, or standard input, with a model directory. What --temperature and the other sampling flags do not\n" +
+			"set comes from the model's generation_config.json. A --session file is continued where it is and made where it is not: what was\n" +
+			"read once is never read again, and its size does not grow with the conversation.",
+		Example: "  nha generate runs/small --prompt 'Once upon a time' --temperature 0.8\n" +
+			"  nha generate runs/small --session talk.session --prompt 'More.' \n" +
+			"  nha generate runs/small --session talk.session --fork other.session --prompt 'Or else.'\n" +
+			"  nha generate runs/small --memory --prompt 'Once'\n" +
+			"  nha generate runs/small --input prompts.jsonl > continuations.jsonl",
+		Args: exactly("MODEL"),
+		RunE: func(c *cobra.Command, args []string) error { return runGenerate(c, args[0], o, s) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.prompt, "prompt", "", "text to continue; without it standard input is read")
+	f.StringVar(&o.windows, "windows", "", "windows instead of the model's, such as '7*64 full'")
+	f.IntVar(&s.MaxNewTokens, "max-new-tokens", 256, "write at most so many tokens")
+	f.Float64Var(&s.Temperature, "temperature", 0, "0: always the likeliest token")
+	f.IntVar(&s.TopK, "top-k", 50, "draw from so many likeliest tokens; 0: off")
+	f.Float64Var(&s.TopP, "top-p", 1, "draw from the likeliest tokens that together have this probability; 1: off")
+	f.Float64Var(&s.MinP, "min-p", 0, "draw from tokens with at least this part of the likeliest one's probability; 0: off")
+	f.Float64Var(&s.RepetitionPenalty, "repetition-penalty", 1, "divide the logits of tokens seen before; 1: off")
+	f.Uint64Var(&s.Seed, "seed", 1, "of the random draws")
+	f.StringArrayVar(&s.Stop, "stop", nil, "end before this text; may be given several times")
+	f.IntVar(&o.samples, "samples", 1, "continuations of the prompt, which is read once")
+	f.StringVar(&o.session, "session", "", "continue this session file, or make it")
+	f.StringVar(&o.fork, "fork", "", "write the session here and leave --session as it is")
+	f.StringVar(&o.input, "input", "", "JSONL file (- for standard input) of {\"prompt\": ...}; JSONL with log-probabilities is written")
+	f.StringVar(&o.score, "score", "", "JSONL file (- for standard input) of {\"prompt\": ..., \"continuation\": ...}; JSONL with log-probabilities is written")
+	f.BoolVar(&o.memory, "memory", false, "colour every token by how much of its attention read long-term memory")
+	f.StringVar(&o.memoryHTML, "memory-html", "", "the same as a page, into this file")
+	return jsonFlag(c)
+}
+
+// check refuses flags that exclude each other.
+func (o *generateOptions) check() error {
+	batch := o.input != "" || o.score != "" || flags.json
+	switch {
+	case o.input != "" && o.score != "":
+		return errors.New("--input and --score: give one of them")
+	case (o.input != "" || o.score != "") && o.prompt != "":
+		return errors.New("--prompt: the prompts are in the JSONL file; leave one of the two out")
+	case batch && (o.session != "" || o.memory || o.memoryHTML != ""):
+		return errors.New("--session and --memory need one prompt and plain text: leave --input, --score and --json out")
+	case o.fork != "" && o.session == "":
+		return errors.New("--fork needs the --session to fork from")
+	case o.samples < 1:
+		return fmt.Errorf("--samples %d: must be at least 1", o.samples)
+	case o.samples > 1 && (o.session != "" || o.memory || o.memoryHTML != ""):
+		return errors.New("--samples: a session and --memory hold one continuation")
+	}
+	return nil
+}
+
+func runGenerate(c *cobra.Command, dir string, o generateOptions, s generate.Sampling) error {
+	if err := o.check(); err != nil {
+		return usageError{err}
+	}
+	b, err := openBackend()
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	m, err := model.Load(dir, b, model.LoadOptions{Windows: o.windows})
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	tk, err := loadTokenizer(dir)
+	if err != nil {
+		return err
+	}
+	g := generate.New(m, tk)
+	defer g.Close()
+	defaults, err := g.Defaults(dir)
+	if err != nil {
+		return err
+	}
+	s = overridden(c, defaults, s)
+	if err := s.Check(m.Config.VocabSize); err != nil {
+		return usageError{err}
+	}
+	switch {
+	case o.score != "":
+		return withInput(o.score, func(name string, r io.Reader) error { return g.ScoreJSONL(c.Context(), name, r, c.OutOrStdout()) })
+	case o.input != "":
+		return withInput(o.input, func(name string, r io.Reader) error {
+			return g.JSONL(c.Context(), name, r, c.OutOrStdout(), s, o.samples)
+		})
+	}
+	prompt, err := promptText(c, o)
+	if err != nil {
+		return err
+	}
+	if flags.json {
+		line := strings.NewReader(jsonLine(map[string]string{"prompt": prompt}))
+		return g.JSONL(c.Context(), "--prompt", line, c.OutOrStdout(), s, o.samples)
+	}
+	if o.samples > 1 {
+		return writeSamples(c, g, prompt, s, o.samples)
+	}
+	return writeOne(c, g, tk, prompt, s, o)
+}
+
+// overridden is the defaults with what the command line sets.
+func overridden(c *cobra.Command, o, flags generate.Sampling) generate.Sampling {
+	for name, set := range map[string]func(){
+		"temperature": func() { o.Temperature = flags.Temperature }, "top-k": func() { o.TopK = flags.TopK }, "top-p": func() { o.TopP = flags.TopP },
+		"min-p": func() { o.MinP = flags.MinP }, "repetition-penalty": func() { o.RepetitionPenalty = flags.RepetitionPenalty },
+		"max-new-tokens": func() { o.MaxNewTokens = flags.MaxNewTokens }, "stop": func() { o.Stop = flags.Stop },
+	} {
+		if c.Flags().Changed(name) {
+			set()
+		}
+	}
+	o.Seed = flags.Seed
+	return o
+}
+
+// promptText is --prompt, or standard input where that is no terminal.
+func promptText(c *cobra.Command, o generateOptions) (string, error) {
+	if c.Flags().Changed("prompt") || term.IsTerminal(int(os.Stdin.Fd())) {
+		return o.prompt, nil
+	}
+	text, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return "", fmt.Errorf("standard input: %w", err)
+	}
+	return string(text), nil
+}
+
+func withInput(name string, f func(name string, r io.Reader) error) error {
+	if name == "-" {
+		return f("standard input", os.Stdin)
+	}
+	r, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return f(name, r)
+}
+
+func writeSamples(c *cobra.Command, g *generate.Generator, prompt string, s generate.Sampling, n int) error {
+	texts := make([]strings.Builder, n)
+	_, _, err := g.Samples(c.Context(), g.NewSession(), g.Prompt(prompt), s, n, func(i int, t generate.Token) error {
+		texts[i].WriteString(t.Text)
+		return nil
+	})
+	for i := range texts {
+		fmt.Fprintf(c.OutOrStdout(), "--- sample %d\n%s%s\n", i+1, prompt, texts[i].String())
+	}
+	return err
+}
+
+// writeOne streams one continuation. The prompt is shown before it, unless a session already holds what came before.
+func writeOne(c *cobra.Command, g *generate.Generator, tk tokenizer.Tokenizer, prompt string, s generate.Sampling, o generateOptions) error {
+	session, err := openSession(g, o.session)
+	if err != nil {
+		return err
+	}
+	fresh := session.Position() == 0
+	ids := g.Prompt(prompt)
+	if !fresh {
+		ids = tk.Encode(prompt) // no beginning of text in the middle
+	}
+	out := c.OutOrStdout()
+	emit := func(t generate.Token) error {
+		_, err := io.WriteString(out, t.Text)
+		return err
+	}
+	var trace *generate.Trace
+	if o.memory || o.memoryHTML != "" {
+		g.Shares = true
+		trace = g.NewTrace()
+		if err := session.PrefillShares(c.Context(), ids, trace.Prompt); err != nil {
+			return err
+		}
+		ids = nil
+		plain := emit
+		emit = func(t generate.Token) error {
+			if o.memory {
+				return trace.Token(t)
+			}
+			return errors.Join(plain(t), trace.Token(t))
+		}
+	}
+	if fresh && !o.memory {
+		fmt.Fprint(out, prompt)
+	}
+	reason, err := g.Generate(c.Context(), session, ids, s, emit)
+	if err == nil && o.memory {
+		err = trace.WriteTerminal(out)
+	}
+	if !o.memory {
+		fmt.Fprintln(out)
+	}
+	if errors.Is(err, context.Canceled) || reason == generate.Cancelled {
+		err = nil // what was written stays written, and the session is saved
+	}
+	if err != nil {
+		return err
+	}
+	if o.memoryHTML != "" {
+		if err := trace.WriteHTML(o.memoryHTML, prompt); err != nil {
+			return err
+		}
+	}
+	if o.fork != "" {
+		return session.Save(o.fork)
+	}
+	if o.session != "" {
+		return session.Save(o.session)
+	}
+	return nil
+}
+
+// openSession loads the session file, or starts one where there is none.
+func openSession(g *generate.Generator, path string) (*generate.Session, error) {
+	if path == "" {
+		return g.NewSession(), nil
+	}
+	s, err := g.LoadSession(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return g.NewSession(), nil
+	}
+	return s, err
+}
