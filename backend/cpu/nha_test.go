@@ -64,4 +64,3 @@ func TestNHAVectors(t *testing.T) {
 		}
 	})
 }
-

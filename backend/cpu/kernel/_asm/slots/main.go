@@ -1,0 +1,409 @@
+// Command slots writes the assembly of the slot kernels, slots_amd64.s, for AVX2 and AVX-512 from one text.
+//
+// A block of slots by 16 columns is eight vector registers: 4 slots of 2 vectors, or 8 slots of 1. Around it, the kernel walks the
+// tokens of a chunk; around that, the blocks of slots. The caller's loop over columns is the outermost, so that the chunk's
+// columns stay in L1 while all slots pass.
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+// A set is one instruction set: a block is rows slots of vectors vectors.
+type set struct {
+	name          string
+	rows, vectors int
+	bytes         int // of a vector
+	vector        func() reg.VecVirtual
+}
+
+var sets = []set{
+	{"AVX2", 4, 2, 32, YMM},
+	{"AVX512", 8, 1, 64, ZMM},
+}
+
+func main() {
+	ConstraintExpr("amd64,!purego")
+	for _, s := range sets {
+		s.read()
+		s.write()
+		s.backward("Keys", true)
+		s.backward("Values", false)
+	}
+	softmaxBackward()
+	Generate()
+}
+
+// columnBytes is 16 columns of float32.
+const columnBytes = 64
+
+// argument is a parameter where it lies on the stack: strides are added from there, registers are few.
+func argument(name string) Mem {
+	p, err := Param(name).Resolve()
+	if err != nil {
+		panic(err)
+	}
+	return p.Addr
+}
+
+func pointer(name string) reg.GPVirtual { return Load(Param(name), GP64()).(reg.GPVirtual) }
+
+func at(p reg.Register, offset int) Mem { return Mem{Base: p, Disp: offset} }
+
+// block is the registers of a block of slots.
+type block [][]reg.VecVirtual
+
+func (s set) newBlock() block {
+	b := make(block, s.rows)
+	for r := range b {
+		for range s.vectors {
+			b[r] = append(b[r], s.vector())
+		}
+	}
+	return b
+}
+
+func (s set) vectorsOf(p reg.Register) []reg.VecVirtual {
+	v := make([]reg.VecVirtual, s.vectors)
+	for j := range v {
+		v[j] = s.vector()
+		VMOVUPS(at(p, j*s.bytes), v[j])
+	}
+	return v
+}
+
+// load and store move a block from and to rows in memory.
+func (s set) load(b block, from reg.Register, stride string) {
+	p := GP64()
+	MOVQ(from, p)
+	for r := range b {
+		for j := range b[r] {
+			VMOVUPS(at(p, j*s.bytes), b[r][j])
+		}
+		if r < len(b)-1 {
+			ADDQ(argument(stride), p)
+		}
+	}
+}
+
+// store leaves the pointer at the row behind the block.
+func (s set) store(b block, to reg.Register, stride string) {
+	for r := range b {
+		for j := range b[r] {
+			VMOVUPS(b[r][j], at(to, j*s.bytes))
+		}
+		ADDQ(argument(stride), to)
+	}
+}
+
+func (s set) broadcast(p reg.Register, r int) reg.VecVirtual {
+	v := s.vector()
+	VBROADCASTSS(at(p, 4*r), v)
+	return v
+}
+
+// enter is S -= s (S - x) for one token.
+func (s set) enter(b block, x, strength reg.Register) {
+	for r := range b {
+		w := s.broadcast(strength, r)
+		for j := range b[r] {
+			d := s.vector()
+			VSUBPS(at(x, j*s.bytes), b[r][j], d)
+			VFNMADD231PS(w, d, b[r][j])
+		}
+	}
+}
+
+// sums adds up the lanes of one vector for each slot: the result has a lane for each slot.
+func (s set) sums(v []reg.VecVirtual) reg.VecVirtual {
+	// quad leaves, in every 128 bits, the four vectors' sums over those bits.
+	quad := func(a, b, c, d reg.VecVirtual) reg.VecVirtual {
+		pair := func(a, b reg.VecVirtual) reg.VecVirtual {
+			low := s.vector()
+			VUNPCKLPS(b, a, low)
+			VUNPCKHPS(b, a, a)
+			VADDPS(a, low, low)
+			return low
+		}
+		ab, cd := pair(a, b), pair(c, d)
+		low := s.vector()
+		VUNPCKLPD(cd, ab, low)
+		VUNPCKHPD(cd, ab, ab)
+		VADDPS(ab, low, low)
+		return low
+	}
+	if s.rows == 4 {
+		q := quad(v[0], v[1], v[2], v[3])
+		high := XMM()
+		VEXTRACTF128(U8(1), q, high)
+		VADDPS(high, q.AsX(), high)
+		return high
+	}
+	p, q := quad(v[0], v[1], v[2], v[3]), quad(v[4], v[5], v[6], v[7])
+	t := ZMM()
+	VSHUFF32X4(U8(0x44), q, p, t)
+	VSHUFF32X4(U8(0xee), q, p, p)
+	VADDPS(p, t, t)
+	high, low := YMM(), YMM()
+	VEXTRACTF64X4(U8(1), t, high)
+	VPERM2F128(U8(0x20), high, t.AsY(), low)
+	VPERM2F128(U8(0x31), high, t.AsY(), high)
+	VADDPS(high, low, low)
+	return low
+}
+
+// blocks loops body over the blocks of slots; offset is the bytes of the slots before the block.
+func (s set) blocks(body func(offset reg.Register)) {
+	offset, left := GP64(), pointer("blocks")
+	XORQ(offset, offset)
+	Label("block")
+	body(offset)
+	ADDQ(U8(4*s.rows), offset)
+	DECQ(left)
+	JNE(LabelRef("block"))
+	VZEROUPPER()
+	RET()
+}
+
+// shifted is a pointer parameter plus offset.
+func shifted(name string, offset reg.Register) reg.GPVirtual {
+	p := pointer(name)
+	ADDQ(offset, p)
+	return p
+}
+
+func (s set) read() {
+	TEXT("slotRead"+s.name, NOSPLIT, "func(state *float32, stateRow int, x *float32, xRow int, s *float32, sRow int, q *float32, qRow int, out *float32, outRow int, tokens, group, blocks, add int)")
+	Doc("slotRead" + s.name + " is SlotRead for 16 columns, strides in bytes; add: to what earlier columns gave.")
+	Pragma("noescape")
+	state := pointer("state")
+	s.blocks(func(offset reg.Register) {
+		b := s.newBlock()
+		s.load(b, state, "stateRow")
+		x, q, strength, out, tokens := pointer("x"), pointer("q"), shifted("s", offset), shifted("out", offset), pointer("tokens")
+		Label("token")
+		s.enter(b, x, strength)
+		ADDQ(argument("xRow"), x)
+		ADDQ(argument("sRow"), strength)
+		group := pointer("group")
+		TESTQ(group, group)
+		JE(LabelRef("entered"))
+		Label("reader")
+		v := s.vectorsOf(q)
+		sums := make([]reg.VecVirtual, s.rows)
+		for r := range b {
+			sums[r] = s.vector()
+			VMULPS(v[0], b[r][0], sums[r])
+			for j := 1; j < s.vectors; j++ {
+				VFMADD231PS(v[j], b[r][j], sums[r])
+			}
+		}
+		sum := s.sums(sums)
+		CMPQ(argument("add"), U8(0))
+		JE(LabelRef("first"))
+		VADDPS(at(out, 0), sum, sum)
+		Label("first")
+		VMOVUPS(sum, at(out, 0))
+		ADDQ(argument("qRow"), q)
+		ADDQ(argument("outRow"), out)
+		DECQ(group)
+		JNE(LabelRef("reader"))
+		Label("entered")
+		DECQ(tokens)
+		JNE(LabelRef("token"))
+		s.store(b, state, "stateRow")
+	})
+}
+
+func (s set) write() {
+	TEXT("slotWrite"+s.name, NOSPLIT, "func(state *float32, stateRow int, x *float32, xRow int, s *float32, sRow int, p *float32, pRow int, o *float32, oRow int, tokens, group, blocks int)")
+	Doc("slotWrite" + s.name + " is SlotWrite for 16 columns, strides in bytes.")
+	Pragma("noescape")
+	state := pointer("state")
+	s.blocks(func(offset reg.Register) {
+		b := s.newBlock()
+		s.load(b, state, "stateRow")
+		x, o, strength, p, tokens := pointer("x"), pointer("o"), shifted("s", offset), shifted("p", offset), pointer("tokens")
+		Label("token")
+		s.enter(b, x, strength)
+		ADDQ(argument("xRow"), x)
+		ADDQ(argument("sRow"), strength)
+		group := pointer("group")
+		Label("reader")
+		out := s.vectorsOf(o)
+		for r := range b {
+			w := s.broadcast(p, r)
+			for j := range out {
+				VFMADD231PS(w, b[r][j], out[j])
+			}
+		}
+		for j := range out {
+			VMOVUPS(out[j], at(o, j*s.bytes))
+		}
+		ADDQ(argument("pRow"), p)
+		ADDQ(argument("oRow"), o)
+		DECQ(group)
+		JNE(LabelRef("reader"))
+		DECQ(tokens)
+		JNE(LabelRef("token"))
+		s.store(b, state, "stateRow")
+	})
+}
+
+// backward keeps the block after every token, and then walks back over the tokens.
+func (s set) backward(of string, wantQ bool) {
+	name := "slotBackward" + of + s.name
+	TEXT(name, NOSPLIT, "func(state *float32, stateRow int, u *float32, uRow int, x *float32, xRow int, s *float32, sRow int, weight *float32, weightRow int, q *float32, qRow int, dq *float32, dqRow int, dx *float32, dxRow int, da *float32, daRow int, keep *float32, tokens, group, blocks int)")
+	Doc(name + " is SlotBackward for 16 columns, strides in bytes.")
+	Pragma("noescape")
+	keepBytes := s.rows * columnBytes
+	state, adjoint := pointer("state"), pointer("u")
+	s.blocks(func(offset reg.Register) {
+		x, strength, keep, tokens := pointer("x"), shifted("s", offset), pointer("keep"), pointer("tokens")
+		{
+			b := s.newBlock()
+			for r := range b {
+				for j := range b[r] {
+					VMOVUPS(at(state, j*s.bytes), b[r][j])
+					VMOVUPS(b[r][j], at(keep, r*columnBytes+j*s.bytes))
+				}
+				ADDQ(argument("stateRow"), state)
+			}
+			Label("up")
+			s.enter(b, x, strength)
+			ADDQ(U32(keepBytes), keep)
+			for r := range b {
+				for j := range b[r] {
+					VMOVUPS(b[r][j], at(keep, r*columnBytes+j*s.bytes))
+				}
+			}
+			ADDQ(argument("xRow"), x)
+			ADDQ(argument("sRow"), strength)
+			DECQ(tokens)
+			JNE(LabelRef("up"))
+		}
+		u := s.newBlock()
+		s.load(u, adjoint, "uRow")
+		// The pointers of what follows stand behind their last row.
+		behind := func(name, stride string, readers bool, p reg.Register) reg.GPVirtual {
+			n := GP64()
+			MOVQ(argument("tokens"), n)
+			if readers {
+				IMULQ(argument("group"), n)
+			}
+			IMULQ(argument(stride), n)
+			ADDQ(p, n)
+			return n.(reg.GPVirtual)
+		}
+		weight := behind("weight", "weightRow", true, shifted("weight", offset))
+		q := behind("q", "qRow", true, pointer("q"))
+		var dq reg.GPVirtual
+		if wantQ {
+			dq = behind("dq", "dqRow", true, pointer("dq"))
+		}
+		dx := behind("dx", "dxRow", false, pointer("dx"))
+		da := behind("da", "daRow", false, shifted("da", offset))
+		tokens = pointer("tokens")
+		Label("down")
+		group := pointer("group")
+		Label("reader")
+		SUBQ(argument("weightRow"), weight)
+		SUBQ(argument("qRow"), q)
+		v := s.vectorsOf(q)
+		var sum []reg.VecVirtual
+		if wantQ {
+			SUBQ(argument("dqRow"), dq)
+			sum = s.vectorsOf(dq)
+		}
+		for r := range u {
+			w := s.broadcast(weight, r)
+			for j := range u[r] {
+				VFMADD231PS(w, v[j], u[r][j])
+				if wantQ {
+					VFMADD231PS(at(keep, r*columnBytes+j*s.bytes), w, sum[j])
+				}
+			}
+		}
+		for j := range sum {
+			VMOVUPS(sum[j], at(dq, j*s.bytes))
+		}
+		DECQ(group)
+		JNE(LabelRef("reader"))
+
+		SUBQ(argument("xRow"), x)
+		SUBQ(argument("sRow"), strength)
+		SUBQ(argument("dxRow"), dx)
+		SUBQ(argument("daRow"), da)
+		SUBQ(U32(keepBytes), keep)
+		out := s.vectorsOf(dx)
+		sums := make([]reg.VecVirtual, s.rows)
+		for r := range u {
+			w := s.broadcast(strength, r)
+			sums[r] = s.vector()
+			for j := range u[r] {
+				d := s.vector()
+				VMOVUPS(at(keep, r*columnBytes+j*s.bytes), d)
+				VSUBPS(at(x, j*s.bytes), d, d)
+				if j == 0 {
+					VMULPS(u[r][j], d, sums[r])
+				} else {
+					VFMADD231PS(u[r][j], d, sums[r])
+				}
+				// s U is what the token takes and what the adjoint loses.
+				VMULPS(w, u[r][j], d)
+				VADDPS(d, out[j], out[j])
+				VSUBPS(d, u[r][j], u[r][j])
+			}
+		}
+		for j := range out {
+			VMOVUPS(out[j], at(dx, j*s.bytes))
+		}
+		total := s.sums(sums)
+		VADDPS(at(da, 0), total, total)
+		VMOVUPS(total, at(da, 0))
+		DECQ(tokens)
+		JNE(LabelRef("down"))
+		s.store(u, adjoint, "uRow")
+	})
+}
+
+func softmaxBackward() {
+	TEXT("softmaxBackwardAVX2", NOSPLIT, "func(d, p, dp *float32, n int, inner float32)")
+	Doc("softmaxBackwardAVX2 is SoftmaxBackward of n elements.")
+	Pragma("noescape")
+	d, p, g, n := pointer("d"), pointer("p"), pointer("dp"), pointer("n")
+	inner := YMM()
+	VBROADCASTSS(argument("inner"), inner)
+	SUBQ(U8(8), n)
+	JL(LabelRef("rest"))
+	Label("vector")
+	v := YMM()
+	VMOVUPS(at(g, 0), v)
+	VSUBPS(inner, v, v)
+	VMULPS(at(p, 0), v, v)
+	VMOVUPS(v, at(d, 0))
+	ADDQ(U8(32), d)
+	ADDQ(U8(32), p)
+	ADDQ(U8(32), g)
+	SUBQ(U8(8), n)
+	JGE(LabelRef("vector"))
+	Label("rest")
+	ADDQ(U8(8), n)
+	JE(LabelRef("done"))
+	Label("one")
+	x := XMM()
+	VMOVSS(at(g, 0), x)
+	VSUBSS(inner.AsX(), x, x)
+	VMULSS(at(p, 0), x, x)
+	VMOVSS(x, at(d, 0))
+	ADDQ(U8(4), d)
+	ADDQ(U8(4), p)
+	ADDQ(U8(4), g)
+	DECQ(n)
+	JNE(LabelRef("one"))
+	Label("done")
+	VZEROUPPER()
+	RET()
+}
