@@ -149,13 +149,78 @@ func TestCharacterAcrossCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := newTextStream(g.tk, nil, s.tail)
-	if text, _ := x.push(euro[3]); text != "€" {
-		t.Errorf("text %q", text)
+	for _, s := range []*Session{s, s.Clone()} {
+		x := newTextStream(g.tk, nil, s.tail)
+		if text, _ := x.push(euro[3]); text != "€" {
+			t.Errorf("text %q", text)
+		}
 	}
 	mustPrefill(t, s, euro[3:])
 	if len(s.tail)+len(s.torn) != 0 {
 		t.Errorf("tail %v of a whole character", s.tail)
+	}
+	mustPrefill(t, s, []int32{0xe2, 0x82, 0xf0, 0x9f})
+	same(t, "tail of a character begun after a broken one", s.tail, []int32{0xf0, 0x9f})
+	mustPrefill(t, s, []int32{256})
+	if len(s.tail)+len(s.torn) != 0 {
+		t.Errorf("tail %v after a special token", s.tail)
+	}
+}
+
+func TestSpecialTokensAreNotShown(t *testing.T) {
+	x := newTextStream(tokenizer.Bytes{EndOfText: true}, []string{"xy"}, nil)
+	text := ""
+	for _, id := range []int32{'a', 256, 0xc3, 256, 'x', 256, 'z', 0xc3} {
+		piece, _ := x.push(id)
+		text += piece
+	}
+	if text += x.end(); text != "a\uFFFDxz\uFFFD" {
+		t.Errorf("text %q", text)
+	}
+}
+
+func TestFirstOfSeveralStopStrings(t *testing.T) {
+	for _, stops := range [][]string{{"1", "2"}, {"2", "1"}} {
+		x := newTextStream(tokenizer.Bytes{}, stops, nil)
+		if text, stopped := x.hold("a1b2"); text != "a" || !stopped {
+			t.Errorf("stops %q: text %q", stops, text)
+		}
+	}
+}
+
+// What was held because it might have begun a stop string comes out when the text ends otherwise, for whatever reason.
+func TestHeldTextComesOut(t *testing.T) {
+	g := tiny(t, ref(t), hybrid, 11)
+	o := sampled(30)
+	prompt := g.Prompt(proverb)
+	ids, _, text, _ := run(t, g, g.NewSession(), prompt, o)
+	last := []rune(text)[len([]rune(text))-1]
+	if !strings.ContainsRune(string(g.tk.Token(ids[len(ids)-1])), last) {
+		t.Fatalf("the last token completes no character: choose another seed")
+	}
+	o.Stop = []string{string(last) + "never"}
+	if _, _, got, reason := run(t, g, g.NewSession(), prompt, o); got != text || reason != Length {
+		t.Errorf("length: text %q, want %q", got, text)
+	}
+	s := g.NewSession()
+	mustPrefill(t, s, prompt)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	got := ""
+	q, n := sampled(1), 0
+	_, _, want, _ := run(t, g, s.Clone(), nil, q)
+	q.MaxNewTokens, q.Stop = 9, []string{want + "never"}
+	if reasons, err := g.Continue(ctx, []*Session{s}, q, func(_ int, k Token) error { got += k.Text; n++; return nil }); want == "" ||
+		got != want || n != 1 || reasons[0] != Cancelled || !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: text %q, want %q; %v, %v", got, want, reasons, err)
+	}
+	o.EndTokens = []int32{ids[len(ids)-1]}
+	first := slices.Index(ids, ids[len(ids)-1])
+	whole := tokenizer.Lossy(g.tk.Decode(slices.DeleteFunc(slices.Clone(ids[:first]), g.tk.Special)))
+	r := []rune(whole)
+	o.Stop = []string{string(r[len(r)-1]) + "never"}
+	if _, _, got, reason := run(t, g, g.NewSession(), prompt, o); got != whole || reason != Stop {
+		t.Errorf("end token: text %q, want %q", got, whole)
 	}
 }
 

@@ -2,12 +2,11 @@ package generate
 
 import (
 	"context"
-	"encoding/xml"
-	"errors"
-	"io"
+	"html"
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -102,25 +101,13 @@ func TestTraceHTML(t *testing.T) {
 			t.Errorf("%q in the page", bad)
 		}
 	}
-	// The text between the tags is the tokens' text, so the page shows what was said.
-	d := xml.NewDecoder(strings.NewReader(page[strings.Index(page, "<main>") : strings.Index(page, "</main>")+7]))
-	text, want := "", ""
-	for {
-		token, err := d.Token()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if c, ok := token.(xml.CharData); ok {
-			text += string(c)
-		}
-	}
+	// The text between the tags is the tokens' text: the page shows what was said.
+	main := page[strings.Index(page, "<main>"):strings.Index(page, "</main>")]
+	text, want := html.UnescapeString(regexp.MustCompile("<[^>]*>").ReplaceAllString(main, "")), ""
 	for _, s := range tr.spans {
 		want += s.Text
 	}
-	if !strings.HasPrefix(text, "<b>é & \"so\"\n</b>") || len(tr.spans) != 17+4 {
+	if text != strings.ReplaceAll(want, "\x00", "\uFFFD") || !strings.HasPrefix(text, "<b>é & \"so\"\n</b>") || len(tr.spans) != 17+4 {
 		t.Errorf("text %q, want %q in %d spans", text, want, len(tr.spans))
 	}
 	if err := tr.WriteHTML(filepath.Join(dir, "no", "m.html"), ""); err == nil || !strings.Contains(err.Error(), "m.html") {
@@ -152,5 +139,13 @@ func TestHighlight(t *testing.T) {
 		if got := Highlight(tt.text, tt.share); got != tt.want {
 			t.Errorf("%q at %v: %q", tt.text, tt.share, got)
 		}
+	}
+}
+
+func TestMeanShare(t *testing.T) {
+	spans := []span{{Share: Share{0.5, []float64{1, 0}}}, {Prompt: true, Share: Share{1, []float64{1, 1}}}, {Share: Share{0.3, []float64{0.2, 0.4}}}}
+	m := meanShare(spans, func(s span) bool { return !s.Prompt })
+	if math.Abs(m.Mean-0.4) > 1e-12 || math.Abs(m.Layers[0]-0.6) > 1e-12 || math.Abs(m.Layers[1]-0.2) > 1e-12 {
+		t.Errorf("mean %+v", m)
 	}
 }

@@ -220,6 +220,17 @@ func TestLogitsThatAreNotNumbers(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "after token 2") || !strings.Contains(err.Error(), "NaN") {
 		t.Errorf("error %v", err)
 	}
+	s := g.NewSession()
+	mustPrefill(t, s, []int32{1, 2})
+	if _, err := s.Score(context.Background(), []int32{3, 4}); err == nil || !strings.Contains(err.Error(), "token 2 of") {
+		t.Errorf("error %v", err)
+	}
+	for i := range s.logits {
+		s.logits[i] = 0
+	}
+	if _, err := s.Score(context.Background(), []int32{3, 4, 5}); err == nil || !strings.Contains(err.Error(), "token 3 of") {
+		t.Errorf("error %v", err)
+	}
 }
 
 // The state is as large after a thousand tokens as after a hundred, and a step takes as little from the heap.
