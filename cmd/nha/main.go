@@ -79,7 +79,7 @@ func newRoot() *cobra.Command {
 		}
 		return nil
 	}
-	root.AddCommand(newVersion(), newDoctor(), newInspect(), newTokenizer(), newTrain(), newGenerate())
+	root.AddCommand(newVersion(), newDoctor(), newInspect(), newTokenizer(), newTrain(), newGenerate(), newDemo())
 	return root
 }
 
