@@ -12,7 +12,7 @@ import (
 // bytes are merged. Every byte is a token, so any string, valid UTF-8 or not, encodes and decodes to itself (unless
 // the tokenizer asks for a space in front).
 type BPE struct {
-	tokens   [][]byte // bytes of each token; an added token's are its text
+	tokens   [][]byte // bytes of each token; an added token's are its text, even where Hugging Face would tear it ("é")
 	special  []bool
 	byteIDs  [256]int32
 	merges   mergeTable

@@ -13,6 +13,13 @@ type Bytes struct{ EndOfText bool }
 // endOfByteText is the id of <|endoftext|>.
 const endOfByteText = 256
 
+var everyByte = func() (t [256]byte) {
+	for i := range t {
+		t[i] = byte(i)
+	}
+	return t
+}()
+
 var _ Tokenizer = Bytes{}
 
 func (t Bytes) Encode(text string) []int32 {
@@ -43,7 +50,7 @@ func (t Bytes) Decode(ids []int32) string { return decode(t, ids) }
 func (t Bytes) Token(id int32) []byte {
 	switch {
 	case id >= 0 && id < 256:
-		return []byte{byte(id)}
+		return everyByte[id : id+1 : id+1]
 	case t.Special(id):
 		return []byte(EndOfText)
 	}
