@@ -77,7 +77,8 @@ const (
 	Cancelled  FinishReason = "cancelled" // the context
 )
 
-// Prompt is the ids of a text that a new session starts with: what the tokenizer's template puts in front, and the text's.
+// Prompt is the ids of a text that a new session starts with: what the tokenizer's template puts in front, and the text's. A
+// text that continues a session is the tokenizer's Encode alone.
 func (g *Generator) Prompt(text string) []int32 {
 	if text == "" {
 		return nil // Generate knows what to start from
@@ -150,7 +151,8 @@ type stream struct {
 }
 
 // Continue extends several sessions, each with its own length and history, by one packed forward a token; the i-th draws as
-// sample o.Sample + i. The reasons are in the order of the sessions, empty for those that an error left unfinished.
+// sample o.Sample + i. The reasons are in the order of the sessions, empty for those that an error left unfinished; after one
+// of emit, sessions later in the list have read a token that was not emitted.
 func (g *Generator) Continue(ctx context.Context, sessions []*Session, o Sampling, emit func(i int, t Token) error) ([]FinishReason, error) {
 	reasons := make([]FinishReason, len(sessions))
 	if err := o.Check(g.m.Config.VocabSize); err != nil {

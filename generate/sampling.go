@@ -87,7 +87,7 @@ func uniform(seed uint64, sample, position int) float64 {
 type sampler struct {
 	scores []float64
 	kept   []candidate // in the order of ids
-	sorted []candidate
+	open   []candidate
 	heap   []float64
 }
 
@@ -215,29 +215,36 @@ func (p *sampler) topK(k int) {
 	p.keep(func(c candidate) bool { return c.score >= h[0] })
 }
 
-// topP drops the least likely tokens as long as what is dropped stays within 1 - topP of the mass, never the likeliest.
+// topP drops the least likely tokens as long as what is dropped stays within 1 - topP of the mass, never the likeliest. Where
+// that ends is found as quickselect finds a rank, but by mass: the part beside a pivot that does not hold the end is put aside
+// whole, so that nothing is sorted.
 func (p *sampler) topP(topP float64) {
 	if topP == 1 {
 		return
 	}
 	budget := (1 - topP) * p.total()
-	small := budget / float64(len(p.kept)) // all tokens below it fit into the budget together and need no sorting
-	dropped := 0.0
-	p.sorted = p.sorted[:0]
-	for _, c := range p.kept {
-		if c.weight < small {
-			dropped += c.weight
+	p.open = append(p.open[:0], p.kept...)
+	open := p.open
+	for len(open) > 1 {
+		middle := len(open) / 2
+		pivot, n, mass := open[middle], 0, 0.0
+		for i, c := range open {
+			if compare(c, pivot) < 0 {
+				open[i], open[n] = open[n], c
+				n, mass = n+1, mass+c.weight
+			}
+		}
+		if n == 0 { // the pivot is the least, and nothing was moved
+			open[middle], open[0] = open[0], pivot
+			n, mass = 1, pivot.weight
+		}
+		if mass <= budget {
+			open, budget = open[n:], budget-mass
 		} else {
-			p.sorted = append(p.sorted, c)
+			open = open[:n]
 		}
 	}
-	slices.SortFunc(p.sorted, compare)
-	first := 0
-	for first < len(p.sorted)-1 && dropped+p.sorted[first].weight <= budget {
-		dropped += p.sorted[first].weight
-		first++
-	}
-	p.keep(func(c candidate) bool { return compare(c, p.sorted[first]) >= 0 })
+	p.keep(func(c candidate) bool { return compare(c, open[0]) >= 0 })
 }
 
 // compare orders by score; of equal ones the later id is the larger.

@@ -265,6 +265,21 @@ func TestMemoryIsConstantInTheLength(t *testing.T) {
 	})
 }
 
+// A prompt far longer than the model was made for takes no more memory to read than a short one.
+func TestLongPrompt(t *testing.T) {
+	onBackends(t, func(t *testing.T, b backend.Backend) {
+		g := tiny(t, b, model.Windows{8, 0}, 6)
+		g.Chunk = 128
+		s := g.NewSession()
+		mustPrefill(t, s, make([]int32, 256))
+		state, scratch := s.StateBytes(), g.tape.Bytes()
+		mustPrefill(t, s, make([]int32, 4096))
+		if s.Position() <= g.m.Config.MaxPositionEmbeddings || s.StateBytes() != state || g.tape.Bytes() != scratch {
+			t.Errorf("position %d: state of %d bytes, scratch of %d; at 256 tokens %d and %d", s.Position(), s.StateBytes(), g.tape.Bytes(), state, scratch)
+		}
+	})
+}
+
 func TestScore(t *testing.T) {
 	onBackends(t, func(t *testing.T, b backend.Backend) {
 		g := tiny(t, b, model.Windows{4, attention.Full}, 7)
