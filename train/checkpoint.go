@@ -81,7 +81,7 @@ func readTrainerState(path string) (*trainerState, error) {
 	return s, nil
 }
 
-// differs names the first key in which two identities differ; "" when none does.
+// differs names the keys in which two identities differ; "" when none does.
 func differs(was, is map[string]string) string {
 	keys := slices.Collect(maps.Keys(was))
 	for k := range is {
@@ -90,14 +90,13 @@ func differs(was, is map[string]string) string {
 		}
 	}
 	slices.Sort(keys)
+	var list []string
 	for _, k := range keys {
-		a, inA := was[k]
-		b, inB := is[k]
-		if a != b || inA != inB {
-			return fmt.Sprintf("%s is %q, the run was started with %q", k, b, a)
+		if a, b := was[k], is[k]; a != b {
+			list = append(list, fmt.Sprintf("%s is %q, the run was started with %q", k, b, a))
 		}
 	}
-	return ""
+	return strings.Join(list, "; ")
 }
 
 // saveTensors writes the moments, and the parameters themselves where the model's own file rounds them.

@@ -31,7 +31,11 @@ type Loop struct {
 	started time.Time // of this process' part
 	before  float64   // seconds of the parts before
 	first   int       // step at which this part began
+	drawn   time.Time // the curve
 }
+
+// redrawCurve is how often the curve is drawn at most: it takes as long as many steps of a small model.
+const redrawCurve = 10 * time.Second
 
 // Validation is a model's loss on text held out, in nats per token, and in bits per byte of the text (NaN: unknown).
 type Validation struct {
@@ -211,10 +215,11 @@ func (l *Loop) checkpoint() error {
 	if err := l.metrics.file.Sync(); err != nil {
 		return err
 	}
-	if step < t.settings.Steps { // the last one comes after this
+	if step < t.settings.Steps && time.Since(l.drawn) > redrawCurve { // the last one comes after this
 		if err := l.metrics.curve(l.Dir); err != nil {
 			return err
 		}
+		l.drawn = time.Now()
 	}
 	s := l.state
 	s.Version, s.progress, s.Seconds, s.Identity, s.Machine = trainerVersion, t.progress, l.elapsed(), l.Identity, l.machine()

@@ -330,6 +330,9 @@ func (o *Options) config(vocabulary int) (model.Config, error) {
 	if err := c.ApplyPreset(o.Preset, c.LayerWindows[0], o.Slots); err != nil {
 		return c, fmt.Errorf("preset: %w", err)
 	}
+	if o.GateBias && c.NumSlots == 0 {
+		return c, fmt.Errorf("gate_bias: preset %s with slots %d has no gate", o.Preset, o.Slots)
+	}
 	if o.Windows != "" {
 		var err error
 		if c.LayerWindows, err = model.ParseWindows(o.Windows, layers); err != nil {

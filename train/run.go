@@ -138,8 +138,8 @@ func (o *Options) openTokenizer() (tokenizer.Tokenizer, error) {
 	return tokenizer.Load(o.Tokenizer)
 }
 
-func (o *Options) openText(ctx context.Context, r Reporter) (c *corpus, err error) {
-	c = &corpus{}
+func (o *Options) openText(ctx context.Context, r Reporter) (_ *corpus, err error) {
+	c := &corpus{}
 	if c.tokenizer, err = o.openTokenizer(); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,689 @@
+package train
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"image/png"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"nha/data"
+	"nha/model"
+)
+
+// child is the variable that makes the test binary a training run: the directory of the run.
+const child = "NHA_TRAIN_TEST_RUN"
+
+func TestMain(m *testing.M) {
+	dir := os.Getenv(child)
+	if dir == "" {
+		code := m.Run()
+		os.RemoveAll(referenceDir)
+		os.Exit(code)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	o, err := ResumeOptions(filepath.Join(dir, "run"))
+	if err != nil {
+		o = textOptions(dir)
+	}
+	_, err = Run(ctx, o, steps{})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	if errors.Is(err, ErrInterrupted) {
+		os.Exit(130)
+	}
+	if err != nil {
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// steps is the Reporter of a child: a line for every step.
+type steps struct{ silent }
+
+func (steps) Step(r Report) { fmt.Println(r.Line.Step) }
+
+const (
+	runSteps        = 40
+	checkpointEvery = 6
+)
+
+// textOptions is a run of a tiny model over a text in dir, which writes checkpoints all the time.
+func textOptions(dir string) Options {
+	o := DefaultOptions()
+	o.Out, o.Data, o.Cache = filepath.Join(dir, "run"), []string{filepath.Join(dir, "text.txt")}, filepath.Join(dir, "cache")
+	o.HiddenSize, o.Layers, o.Heads, o.Slots, o.IntermediateSize, o.Windows = 16, 1, 2, 4, 32, "4"
+	o.Context, o.Batch, o.Accumulation, o.HeldOut, o.ValidateBatches = 16, 2, 2, 0.1, 3
+	o.Steps, o.ValidateEvery, o.CheckpointEvery, o.LogEvery, o.Threads = runSteps, 10, checkpointEvery, 4, 2
+	return o
+}
+
+// newDir is a directory with a text in it.
+func newDir(t *testing.T) string {
+	t.Helper()
+	return fill(t, t.TempDir())
+}
+
+func fill(t *testing.T, dir string) string {
+	t.Helper()
+	r := rand.New(rand.NewPCG(1, 2))
+	words := []string{"the", "window", "slot", "remembers", "forgets", "a", "token", "that", "leaves", "softmax", "\n"}
+	var b strings.Builder
+	for b.Len() < 20_000 {
+		b.WriteString(words[r.IntN(len(words))] + " ")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "text.txt"), []byte(b.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+var referenceDir string
+
+// reference is the run directory of textOptions left in peace, made once.
+func reference(t *testing.T) string {
+	t.Helper()
+	if referenceDir == "" {
+		dir, err := os.MkdirTemp("", "nha-train-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		referenceDir = dir
+		mustRun(t, textOptions(fill(t, dir)))
+	}
+	return filepath.Join(referenceDir, "run")
+}
+
+func mustRun(t *testing.T, o Options) Result {
+	t.Helper()
+	r, err := Run(context.Background(), o, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// sameEnd fails unless two run directories ended with the same model, moments and metrics (times apart).
+func sameEnd(t *testing.T, a, b string) {
+	t.Helper()
+	list, err := Checkpoints(a)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("checkpoints %v (%v), want the last 2", list, err)
+	}
+	last := filepath.Join(checkpointsDir, filepath.Base(list[1]))
+	for _, name := range []string{"model.safetensors", "config.json", "tokenizer.json", "generation_config.json", filepath.Join(last, "model.safetensors"), filepath.Join(last, optimizerFile)} {
+		x, err := os.ReadFile(filepath.Join(a, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		y, err := os.ReadFile(filepath.Join(b, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(x, y) {
+			t.Errorf("%s differs", name)
+		}
+	}
+	x, y := readMetrics(t, a), readMetrics(t, b)
+	if len(x) != len(y) {
+		t.Fatalf("%d and %d lines of metrics", len(x), len(y))
+	}
+	for i := range x {
+		for _, l := range []*Line{&x[i], &y[i]} {
+			l.TokensPerS, l.Elapsed = 0, 0
+		}
+		if g, w := fmt.Sprint(x[i]), fmt.Sprint(y[i]); g != w {
+			t.Errorf("metrics: %s and %s", g, w)
+		}
+	}
+	for _, dir := range []string{a, b} {
+		list, err := Checkpoints(dir)
+		if err != nil || len(list) != 2 {
+			t.Errorf("checkpoints %v (%v), want the last 2", list, err)
+		}
+	}
+}
+
+func readMetrics(t *testing.T, dir string) []Line {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, metricsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []Line
+	for _, line := range strings.Split(strings.TrimSuffix(string(text), "\n"), "\n") {
+		var l Line
+		if err := json.Unmarshal([]byte(line), &l); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		list = append(list, l)
+	}
+	return list
+}
+
+// A whole run leaves what it promises, and learns.
+func TestRun(t *testing.T) {
+	dir := newDir(t)
+	o := textOptions(dir)
+	var out bytes.Buffer
+	r, err := Run(context.Background(), o, &Text{W: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Steps != runSteps || r.Tokens != runSteps*64 || r.Skipped != 0 || !(r.Validation.Loss < 5) || !(r.Validation.BitsPerByte > 1) {
+		t.Errorf("%+v", r)
+	}
+	lines := readMetrics(t, o.Out)
+	if first, last := lines[0], lines[len(lines)-1]; first.Step != 4 || last.Step != runSteps || last.Loss >= first.Loss-0.5 || !(last.ValidationLoss > 0) || last.Tokens != r.Tokens {
+		t.Errorf("metrics from %+v to %+v", first, last)
+	}
+	// In bytes, bits per byte are the loss but for the end-of-text token.
+	if ratio := float64(r.Validation.BitsPerByte) / float64(r.Validation.Loss) * 0.6931; ratio < 0.98 || ratio > 1.02 {
+		t.Errorf("loss %v, bits per byte %v", r.Validation.Loss, r.Validation.BitsPerByte)
+	}
+	if f, err := os.Open(filepath.Join(o.Out, "loss.png")); err != nil {
+		t.Error(err)
+	} else if _, err := png.Decode(f); err != nil {
+		t.Error(err)
+	} else {
+		f.Close()
+	}
+	for _, name := range []string{"loss.svg", "run.toml", "tokenizer.json"} {
+		if _, err := os.Stat(filepath.Join(o.Out, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := strings.Count(out.String(), "\n"); n != len(lines) || !strings.Contains(out.String(), "bits/byte") {
+		t.Errorf("%d lines of progress, %d of metrics:\n%s", n, len(lines), out.String())
+	}
+	b := open(t, "cpu")
+	for _, model_ := range []string{o.Out, filepath.Join(o.Out, checkpointsDir, "step-00000036")} {
+		m, err := model.Load(model_, b, model.LoadOptions{})
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		m.Close()
+	}
+
+	// The same again is the same; another seed is not.
+	sameEnd(t, o.Out, reference(t))
+	other := textOptions(newDir(t))
+	other.Seed = 2
+	mustRun(t, other)
+	x, _ := os.ReadFile(filepath.Join(o.Out, "model.safetensors"))
+	y, _ := os.ReadFile(filepath.Join(other.Out, "model.safetensors"))
+	if bytes.Equal(x, y) {
+		t.Error("another seed gave the same model")
+	}
+
+	// A run that is over has nothing left to do, and stays the same.
+	o.Resume = true
+	if r := mustRun(t, o); r.Steps != runSteps || !(r.Validation.Loss > 0) {
+		t.Errorf("%+v", r)
+	}
+	sameEnd(t, o.Out, reference(t))
+
+	// Nor is it overwritten.
+	o.Resume = false
+	if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), "--resume "+o.Out) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// A real process, killed at random moments and told to stop at others, ends with the bits of one left in peace. Two of three
+// moments lie where a checkpoint is being written.
+func TestKilledRunResumesExactly(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no SIGTERM")
+	}
+	peace, dir := reference(t), newDir(t)
+	seed := uint64(time.Now().UnixNano())
+	r := rand.New(rand.NewPCG(seed, 0))
+	killed, stopped, torn := 0, 0, 0
+	signals := []syscall.Signal{syscall.SIGKILL, syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL}
+	for start := 0; ; start++ {
+		c := exec.Command(os.Args[0])
+		c.Env = append(os.Environ(), child+"="+dir)
+		var stderr bytes.Buffer
+		c.Stderr = &stderr
+		stdout, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines, moment := bufio.NewScanner(stdout), 1+r.IntN(8)
+		for n := 0; lines.Scan(); {
+			step, err := strconv.Atoi(lines.Text())
+			if err != nil {
+				t.Fatalf("the child said %q", lines.Text())
+			}
+			if n++; start < len(signals) && n >= moment && (start%3 == 0 || step%checkpointEvery == 0) {
+				time.Sleep(time.Duration(r.IntN(8000)) * time.Microsecond)
+				if err := c.Process.Signal(signals[start]); err != nil {
+					t.Fatal(err)
+				}
+				break
+			}
+		}
+		io.Copy(io.Discard, stdout)
+		err = c.Wait()
+		var exit *exec.ExitError
+		switch errors.As(err, &exit); {
+		case err == nil:
+		case exit == nil || start >= len(signals):
+			t.Fatalf("seed %d: %v: %s", seed, err, stderr.String())
+		case signals[start] == syscall.SIGKILL && exit.Sys().(syscall.WaitStatus).Signaled():
+			killed++
+			if left, _ := filepath.Glob(filepath.Join(dir, "run", checkpointsDir, ".*")); len(left) > 0 {
+				torn++
+			}
+			continue
+		case signals[start] == syscall.SIGTERM && exit.ExitCode() == 130:
+			stopped++
+			if !strings.Contains(stderr.String(), "nha train --resume "+filepath.Join(dir, "run")) {
+				t.Errorf("said %q", stderr.String())
+			}
+			continue
+		default:
+			t.Fatalf("seed %d: %v: %s", seed, err, stderr.String())
+		}
+		break // it came to its end
+	}
+	t.Logf("seed %d: killed %d times (%d in the middle of a checkpoint), stopped %d times", seed, killed, torn, stopped)
+	if killed < 2 || stopped < 1 {
+		t.Errorf("seed %d: killed %d times, stopped %d times: too few", seed, killed, stopped)
+	}
+	sameEnd(t, peace, filepath.Join(dir, "run"))
+	if left, _ := filepath.Glob(filepath.Join(dir, "run", "*", ".*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// stopAt cancels a run after a step, counted over Step, or when validation begins to report.
+type stopAt struct {
+	silent
+	step   int
+	cancel context.CancelFunc
+}
+
+func (s stopAt) Step(r Report) {
+	if r.Line.Step == s.step {
+		s.cancel()
+	}
+}
+
+func interrupted(t *testing.T, o Options, after int) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	r, err := Run(ctx, o, stopAt{step: after, cancel: cancel})
+	if !errors.Is(err, ErrInterrupted) || r.Steps != after {
+		t.Fatalf("stopped after step %d: %v", r.Steps, err)
+	}
+}
+
+// Stopping after every sort of step: plain, logged, validated, with a checkpoint.
+func TestInterruptedRunResumesExactly(t *testing.T) {
+	peace, dir := reference(t), newDir(t)
+	o := textOptions(dir)
+	for _, after := range []int{1, 8, 10, 12, 30, 39} {
+		interrupted(t, o, after)
+		o.Resume = true
+	}
+	mustRun(t, o)
+	sameEnd(t, peace, o.Out)
+}
+
+// Cancelled while validating: the step's validation and line come after the resumption.
+func TestInterruptedValidation(t *testing.T) {
+	peace, dir := reference(t), newDir(t)
+	for _, at := range []int{20, runSteps} {
+		o := textOptions(dir)
+		o.Out += fmt.Sprint(at)
+		l, end := loop(t, o)
+		ctx, cancel := context.WithCancel(context.Background())
+		validate := l.Validate
+		l.Validate = func(ctx context.Context) (Validation, error) {
+			if l.Trainer.Done() == at {
+				cancel()
+			}
+			return validate(ctx)
+		}
+		r, err := l.Run(ctx)
+		if !errors.Is(err, ErrInterrupted) || r.Steps != at {
+			t.Fatalf("stopped after step %d: %v", r.Steps, err)
+		}
+		end()
+		for _, line := range readMetrics(t, o.Out) {
+			if line.Step >= at {
+				t.Errorf("a line for step %d, which was never validated", line.Step)
+			}
+		}
+		o.Resume = true
+		mustRun(t, o)
+		sameEnd(t, peace, o.Out)
+	}
+}
+
+// loop is Run up to where the steps begin.
+func loop(t *testing.T, o Options) (*Loop, func()) {
+	t.Helper()
+	var l *Loop
+	if err := o.Resolve(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.prepareOut(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := o.openText(context.Background(), silent{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := open(t, "cpu")
+	id := o.identity()
+	id["tokenizer"], id["data"] = text.tokenizer.Hash(), text.train.Fingerprint()
+	m, err := o.startModel(text, b, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loader, err := data.NewLoader(text.train, data.LoaderOptions{Context: o.Context, Batch: o.Batch, Seed: o.Seed, Shuffle: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr, err := NewTrainer(m, o.Settings, NewLoaderSource(loader))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = &Loop{Trainer: tr, Dir: o.Out, SaveTokenizer: text.tokenizer.Save, Identity: id}
+	l.Validate = func(ctx context.Context) (Validation, error) {
+		return Evaluate(ctx, m, tr.Tape(), text.held, data.LoaderOptions{Context: o.Context, Batch: o.Batch}, o.ValidateBatches)
+	}
+	if err := o.write(filepath.Join(o.Out, runFile)); err != nil {
+		t.Fatal(err)
+	}
+	return l, func() { tr.Close(); m.Close(); text.close() }
+}
+
+// The metrics of a killed run lose what lies after its checkpoint, and a torn line.
+func TestMetricsAreCutBack(t *testing.T) {
+	dir := t.TempDir()
+	var text strings.Builder
+	for i := 1; i <= 5; i++ {
+		line, err := json.Marshal(Line{Step: i, Loss: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text.Write(append(line, '\n'))
+	}
+	path := filepath.Join(dir, metricsFile)
+	for _, torn := range []string{"", `{"step": 4, "los`, "\x00\x00\x00"} {
+		if err := os.WriteFile(path, []byte(text.String()+torn), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		m, err := openMetrics(dir, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.add(Line{Step: 4}); err != nil {
+			t.Fatal(err)
+		}
+		m.file.Close()
+		if l := readMetrics(t, dir); len(l) != 4 || l[3].Step != 4 {
+			t.Errorf("%d lines", len(l))
+		}
+	}
+}
+
+// A resumed run must be the run that was started; the error names the key that differs.
+func TestResumeRefusesAnotherRun(t *testing.T) {
+	dir := newDir(t)
+	o := textOptions(dir)
+	interrupted(t, o, 5)
+	checkpoint := filepath.Join(o.Out, checkpointsDir, "step-00000005")
+	before, err := os.ReadFile(filepath.Join(checkpoint, trainerFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "text.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	another := filepath.Join(dir, "another.txt")
+	if err := os.WriteFile(another, append(text, "and more"...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	otherTokenizer := t.TempDir()
+	for _, c := range []struct {
+		change func(*Options)
+		want   string
+	}{
+		{func(o *Options) { o.LearningRate = 1 }, `learning_rate is "1", the run was started with "0.002"`},
+		{func(o *Options) { o.HiddenSize = 32 }, `hidden_size is "32"`},
+		{func(o *Options) { o.Windows = "8" }, "layer_windows"},
+		{func(o *Options) { o.Preset, o.Windows = "transformer", "" }, "is"},
+		{func(o *Options) { o.Data = []string{another} }, "data is"},
+		{func(o *Options) { o.HeldOut = 0.2 }, "data is"},
+		{func(o *Options) { o.Context = 8 }, `context is "8"`},
+		{func(o *Options) { o.Batch = 3 }, `batch is "3"`},
+		{func(o *Options) { o.Accumulation = 1 }, `accumulation is "1"`},
+		{func(o *Options) { o.Seed = 9 }, "seed"},
+		{func(o *Options) { o.Steps = 70 }, `steps is "70"`},
+		{func(o *Options) { o.LearningRateFactors = map[string]float64{"f_proj": 10} }, `learning_rate_factors is "f_proj=10"`},
+		{func(o *Options) { o.Tokenizer = otherTokenizer }, "tokenizer"},
+	} {
+		changed := textOptions(dir)
+		changed.Resume = true
+		c.change(&changed)
+		if _, err := Run(context.Background(), changed, nil); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("error %v, want one with %q", err, c.want)
+		}
+	}
+	after, err := os.ReadFile(filepath.Join(checkpoint, trainerFile))
+	if err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the checkpoint was touched (%v)", err)
+	}
+	// What no parameter depends on may change.
+	free := textOptions(dir)
+	free.Resume, free.LogEvery, free.ValidateEvery, free.Keep, free.CheckpointEvery = true, 1, 0, 1, 50
+	mustRun(t, free)
+	list, err := Checkpoints(free.Out)
+	if err != nil || len(list) != 1 {
+		t.Errorf("checkpoints %v (%v)", list, err)
+	}
+}
+
+// A run of constant rate may be made longer: as if it had been from the beginning.
+func TestLongerRun(t *testing.T) {
+	peace, dir := newDir(t), newDir(t)
+	long := textOptions(peace)
+	long.Schedule, long.Warmup, long.Steps = Constant, 2, 20
+	mustRun(t, long)
+	o := textOptions(dir)
+	o.Schedule, o.Warmup, o.Steps = Constant, 2, 10
+	mustRun(t, o)
+	o.Resume, o.Steps = true, 20
+	mustRun(t, o)
+	sameEnd(t, long.Out, o.Out)
+}
+
+// Damaged checkpoints are errors that name the file.
+func TestDamagedCheckpoint(t *testing.T) {
+	o := textOptions(newDir(t))
+	o.Steps = 8
+	interrupted(t, o, 5)
+	o.Resume = true
+	dir := filepath.Join(o.Out, checkpointsDir, "step-00000005")
+	for _, name := range []string{trainerFile, optimizerFile, "model.safetensors", "config.json"} {
+		path := filepath.Join(dir, name)
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, damage := range [][]byte{whole[:len(whole)/2], nil} {
+			if err := os.WriteFile(path, damage, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), name) {
+				t.Errorf("%s of %d bytes: error %v", name, len(damage), err)
+			}
+		}
+		if err := os.WriteFile(path, whole, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustRun(t, o)
+}
+
+// A checkpoint that cannot be written leaves the one before, nothing half-written, and an error that names it.
+func TestCheckpointFailure(t *testing.T) {
+	o := textOptions(newDir(t))
+	l, end := loop(t, o)
+	defer end()
+	full, save := errors.New("no space left on device"), l.SaveTokenizer
+	l.SaveTokenizer = func(dir string) error {
+		if l.Trainer.Done() < 12 {
+			return save(dir)
+		}
+		return fmt.Errorf("write %s: %w", filepath.Join(dir, "tokenizer.json"), full)
+	}
+	_, err := l.Run(context.Background())
+	if err == nil || !strings.Contains(err.Error(), "checkpoint of step 12") || !strings.Contains(err.Error(), "no space left") ||
+		!strings.Contains(err.Error(), "the last checkpoint is of step 6") || strings.Contains(err.Error(), temporary) {
+		t.Errorf("error %v", err)
+	}
+	entries, err := os.ReadDir(filepath.Join(o.Out, checkpointsDir))
+	if err != nil || len(entries) != 1 || entries[0].Name() != "step-00000006" {
+		t.Errorf("checkpoints: %v (%v)", entries, err)
+	}
+}
+
+// What cannot be used as a run directory, or holds no run, is refused before anything is read or written.
+func TestOutErrors(t *testing.T) {
+	dir := newDir(t)
+	o := textOptions(dir)
+	o.Out = filepath.Join(dir, "text.txt", "run") // a file is in the way
+	if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), "out: ") || !strings.Contains(err.Error(), "text.txt") {
+		t.Errorf("error %v", err)
+	}
+	o.Out, o.Resume = filepath.Join(dir, "absent"), true
+	if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), "nothing to resume in "+o.Out) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := ResumeOptions(o.Out); err == nil || !strings.Contains(err.Error(), "nothing to resume in "+o.Out) {
+		t.Errorf("error %v", err)
+	}
+	// A run that fails before it begins leaves no directory.
+	o = textOptions(dir)
+	o.Data = []string{filepath.Join(dir, "absent.txt")}
+	if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), "absent.txt") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := os.Stat(o.Out); err == nil {
+		t.Error("a run that never began left its directory")
+	}
+	o = textOptions(dir)
+	o.Backend = "abacus"
+	if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), `"abacus"`) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestReadOnlyOut(t *testing.T) {
+	dir := newDir(t)
+	o := textOptions(dir)
+	if err := os.Mkdir(o.Out, 0o555); err != nil {
+		t.Fatal(err)
+	}
+	if probe, err := os.Create(filepath.Join(o.Out, "probe")); err == nil {
+		probe.Close()
+		t.Skip("this user may write into a read-only folder (root, or Windows)")
+	}
+	_, err := Run(context.Background(), o, nil)
+	if !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), "cannot write into "+o.Out) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// Going on from a model directory: its tokenizer, its configuration; keys of a new model beside it are refused.
+func TestFromModel(t *testing.T) {
+	dir := newDir(t)
+	o := textOptions(dir)
+	fresh := DefaultOptions()
+	o.HiddenSize, o.Layers, o.Heads, o.Slots, o.IntermediateSize = fresh.HiddenSize, fresh.Layers, fresh.Heads, fresh.Slots, fresh.IntermediateSize
+	o.Model, o.Windows, o.Steps = reference(t), "full", 10
+	interrupted(t, o, 4)
+	o.Resume = true
+	mustRun(t, o)
+	if lines := readMetrics(t, o.Out); lines[0].Loss > 5 {
+		t.Errorf("loss %v: not the model's", lines[0].Loss)
+	}
+	c, err := model.ReadConfig(o.Out)
+	if err != nil || c.HiddenSize != 16 || c.LayerWindows.String() != "full" {
+		t.Errorf("%+v (%v)", c, err)
+	}
+}
+
+// The reference computes in float64 and stores float32: its checkpoints hold what rounding would lose.
+func TestExactResumeOfAWiderBackend(t *testing.T) {
+	peace, dir := newDir(t), newDir(t)
+	narrow := func(dir string) Options {
+		o := textOptions(dir)
+		o.Backend, o.Steps, o.Warmup, o.Accumulation, o.Batch, o.ValidateBatches = "ref", 6, 1, 1, 1, 1
+		return o
+	}
+	mustRun(t, narrow(peace))
+	o := narrow(dir)
+	interrupted(t, o, 4)
+	o.Resume = true
+	mustRun(t, o)
+	name := filepath.Join("run", checkpointsDir, "step-00000006", optimizerFile)
+	x, err := os.ReadFile(filepath.Join(peace, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	y, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil || !bytes.Equal(x, y) {
+		t.Errorf("not the same bits (%v)", err)
+	}
+}
+
+// A run goes on on another backend, and says so.
+type notices struct {
+	silent
+	list *[]string
+}
+
+func (n notices) Notice(s string) { *n.list = append(*n.list, s) }
+
+func TestAnotherBackendIsNoticed(t *testing.T) {
+	o := textOptions(newDir(t))
+	o.Steps = 8
+	interrupted(t, o, 4)
+	o.Resume, o.Threads = true, 1
+	var list []string
+	if _, err := Run(context.Background(), o, notices{list: &list}); err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 1 || !strings.Contains(list[0], "may differ in rounding") {
+		t.Errorf("notices %q", list)
+	}
+}
