@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// eachSet runs f once for every instruction set of the machine.
+// eachGemmSet runs f once for every instruction set of the machine.
 func eachGemmSet(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	before := Active()
@@ -39,7 +39,7 @@ type gemmCase struct {
 	m, n, k       int
 	a, b, c, bias []float32
 	lda, ldb, ldc int
-	half          []uint16
+	product, size []float64
 }
 
 func newGemmCase(r *rand.Rand, op Op, m, n, k, pad int) *gemmCase {
@@ -68,23 +68,34 @@ func newGemmCase(r *rand.Rand, op Op, m, n, k, pad int) *gemmCase {
 	return g
 }
 
-// want is element (i,j) in float64, and the sum of the absolute terms, to which rounding is relative.
-func (g *gemmCase) want(i, j int, alpha float64, accumulate bool, bias []float32) (value, size float64) {
-	for p := range g.k {
-		var a, b float32
-		if g.op == TN {
-			a = g.a[p*g.lda+i]
-		} else {
-			a = g.a[i*g.lda+p]
-		}
-		if g.op == NT {
-			b = g.b[j*g.ldb+p]
-		} else {
-			b = g.b[p*g.ldb+j]
-		}
-		value += alpha * float64(a) * float64(b)
-		size += math.Abs(alpha * float64(a) * float64(b))
+// multiply computes, once, the product in float64, and with it the sums of the absolute terms, to which rounding is relative.
+func (g *gemmCase) multiply() {
+	if g.product != nil {
+		return
 	}
+	g.product, g.size = make([]float64, g.m*g.n), make([]float64, g.m*g.n)
+	for i := range g.m {
+		for j := range g.n {
+			for p := range g.k {
+				a, b := i*g.lda+p, p*g.ldb+j
+				if g.op == TN {
+					a = p*g.lda + i
+				}
+				if g.op == NT {
+					b = j*g.ldb + p
+				}
+				v := float64(g.a[a]) * float64(g.b[b])
+				g.product[i*g.n+j] += v
+				g.size[i*g.n+j] += math.Abs(v)
+			}
+		}
+	}
+}
+
+// want is element (i,j) of the whole operation, with the size of what was summed.
+func (g *gemmCase) want(i, j int, alpha float64, accumulate bool, bias []float32) (value, size float64) {
+	g.multiply()
+	value, size = alpha*g.product[i*g.n+j], math.Abs(alpha)*g.size[i*g.n+j]
 	add := func(v float32) {
 		value += float64(v)
 		size += math.Abs(float64(v))
@@ -211,17 +222,19 @@ func TestGemmRounds(t *testing.T) {
 	p := NewPool(2)
 	defer p.Close()
 	r := rand.New(rand.NewPCG(7, 8))
-	const k = 24
+	const m, k = gemmFlat + 1, 16
 	n := gemmPacked/k + 100
-	g := newGemmCase(r, NN, gemmFlat+1, n, k, 0)
-	c := make([]float32, len(g.c))
-	Gemm(p, NN, g.m, n, k, g.a, k, g.b, n, c, n, false, nil)
-	for j := 0; j < n; j += 997 {
-		for _, i := range []int{0, gemmFlat} {
-			want, size := g.want(i, j, 1, false, nil)
-			if math.Abs(float64(c[i*n+j])-want) > 1e-6*size {
-				t.Fatalf("C[%d,%d] = %g, want %g", i, j, c[i*n+j], want)
-			}
+	a, b, c := gemmRandom(r, m*k), gemmRandom(r, k*n), make([]float32, m*n)
+	Gemm(p, NN, m, n, k, a, k, b, n, c, n, false, nil)
+	for i := 0; i < m*n; i += 9973 {
+		var want, size float64
+		for q := range k {
+			v := float64(a[i/n*k+q]) * float64(b[q*n+i%n])
+			want += v
+			size += math.Abs(v)
+		}
+		if math.Abs(float64(c[i])-want) > 1e-6*size {
+			t.Fatalf("C[%d,%d] = %g, want %g", i/n, i%n, c[i], want)
 		}
 	}
 }
@@ -253,6 +266,7 @@ func TestGemmHalf(t *testing.T) {
 								g.b[i] = gemmFromF16(half[i])
 							}
 						}
+						g.product = nil
 						for _, accumulate := range []bool{false, true} {
 							g.check(t, 1, accumulate, g.bias, func(c []float32) {
 								product(p, m, n, k, g.a, g.lda, half, g.ldb, c, g.ldc, accumulate, g.bias)
