@@ -22,7 +22,7 @@ type LoadOptions struct {
 }
 
 // Load reads a model directory (config.json, model.safetensors or shards). Every tensor must be there, of its shape, and no other (SPEC 4, 12). A model that is
-// not to be trained reads its weights where they lie in the file when the backend can.
+// not to be trained reads its weights where they lie in the file when the backend can, in half precision if they are stored so.
 func Load(dir string, b backend.Backend, o LoadOptions) (*Model, error) {
 	c, err := ReadConfig(dir)
 	if err != nil {
@@ -57,24 +57,13 @@ func fromSource(c Config, source weights.Source, b backend.Backend, train bool) 
 	if err := weights.Match(source, specs); err != nil {
 		return nil, false, err
 	}
-	mapped = !train && b.Name() == "cpu"
 	for _, s := range specs {
-		t, _ := source.Tensor(s.Name)
-		if !t.DType.Float() {
+		if t, _ := source.Tensor(s.Name); !t.DType.Float() {
 			return nil, false, fmt.Errorf("tensor %s is %v: a weight must be floating-point", s.Name, t.DType)
 		}
-		mapped = mapped && t.DType == b.DType()
 	}
-	if mapped {
-		m = &Model{Config: c, b: b}
-		values := map[string]*autograd.Value{}
-		for _, s := range specs {
-			t, _ := source.Tensor(s.Name)
-			values[s.Name] = autograd.Parameter(t, tensor.Tensor{})
-			m.parameters = append(m.parameters, Parameter{Name: s.Name, Value: values[s.Name]})
-		}
-		m.assemble(values)
-		return m, true, nil
+	if !train && b.Name() == "cpu" {
+		return inPlace(c, source, b), true, nil
 	}
 	m = allocate(c, b, train)
 	for _, p := range m.parameters {
@@ -82,6 +71,26 @@ func fromSource(c Config, source weights.Source, b backend.Backend, train bool) 
 		b.Write(p.Value.Tensor, t)
 	}
 	return m, false, nil
+}
+
+// inPlace is a model on the cpu backend whose weights stay where they lie. That backend reads matrices in half precision as
+// they are, at half the bytes; other tensors of another type than its own, the vectors, are small and converted.
+func inPlace(c Config, source weights.Source, b backend.Backend) *Model {
+	m := &Model{Config: c, b: b}
+	values := map[string]*autograd.Value{}
+	for _, s := range c.Specs() {
+		t, _ := source.Tensor(s.Name)
+		half := t.DType == tensor.BF16 || t.DType == tensor.F16
+		if t.DType != b.DType() && !(half && t.Shape.Rank() == 2) {
+			converted := b.Alloc(b.DType(), t.Shape)
+			b.Write(converted, t)
+			t = converted
+		}
+		values[s.Name] = autograd.Parameter(t, tensor.Tensor{})
+		m.parameters = append(m.parameters, Parameter{Name: s.Name, Value: values[s.Name]})
+	}
+	m.assemble(values)
+	return m
 }
 
 // CheckWeights holds the weights of a model directory against a configuration without loading them.

@@ -164,6 +164,50 @@ func TestSaveAndLoad(t *testing.T) {
 	}
 }
 
+// TestHalfPrecisionInPlace: a checkpoint in half precision is the same model whether its matrices stay as they are stored
+// (cpu, not trained) or are widened first; only what stays takes half the bytes.
+func TestHalfPrecisionInPlace(t *testing.T) {
+	for _, b := range backends(t) {
+		for _, d := range []tensor.DType{tensor.BF16, tensor.F16} {
+			for _, tied := range []bool{false, true} {
+				m, dir := small(t, b, func(c *model.Config) { c.DType, c.TieWordEmbeddings, c.GateBias = d.String(), tied, true }), t.TempDir()
+				if err := m.Save(dir); err != nil {
+					t.Fatal(err)
+				}
+				stored, err := model.Load(dir, b, model.LoadOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				widened, err := model.Load(dir, b, model.LoadOptions{Train: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, p := range stored.Parameters() {
+					want := b.DType()
+					if b.Name() == "cpu" && p.Value.Shape.Rank() == 2 {
+						want = d
+					}
+					if p.Value.DType != want {
+						t.Errorf("%s: %s is %v, want %v", b.Name(), p.Name, p.Value.DType, want)
+					}
+				}
+				tokens := randomTokens(40, 6)
+				want := logits(t, widened, tokens)
+				for _, pieces := range [][]int{nil, {1, 1, 20, 1}} {
+					if e := tensor.MaxError(logits(t, stored, tokens, pieces...), want); !(e <= 2e-6) {
+						t.Errorf("%s %v, tied %v, pieces %v: logits are off by %.2g", b.Name(), d, tied, pieces, e)
+					}
+				}
+				if stored.Hash() != widened.Hash() {
+					t.Errorf("%s %v: the hash depends on where the weights lie", b.Name(), d)
+				}
+				stored.Close()
+				widened.Close()
+			}
+		}
+	}
+}
+
 // TestWeightsSilentlyNotLoaded is error 12 of SPEC 4: a missing, extra or mis-shaped tensor is an error that names it.
 func TestWeightsSilentlyNotLoaded(t *testing.T) {
 	b, err := backend.Open("ref", 1)

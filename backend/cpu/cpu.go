@@ -58,6 +58,7 @@ func (b *Backend) Copy(dst, src tensor.Tensor)                        { copy(dst
 func (b *Backend) NHA(c *attention.Call)                                 { b.nha.Forward(c) }
 func (b *Backend) NHABackward(c *attention.Call, g *attention.Gradients) { b.nha.Backward(c, g) }
 
+// MatMul takes weights of type BF16 and F16 too, where op is NT: a model that is not trained keeps them as they are stored.
 func (b *Backend) MatMul(op backend.Op, c backend.Gradient, a, w, bias tensor.Tensor) {
 	m, n, k := c.Rows(), c.Columns(), a.Columns()
 	kop := [...]kernel.Op{backend.NN: kernel.NN, backend.NT: kernel.NT, backend.TN: kernel.TN}[op]
@@ -68,7 +69,16 @@ func (b *Backend) MatMul(op backend.Op, c backend.Gradient, a, w, bias tensor.Te
 	if bias.Present() {
 		row = bias.F32()
 	}
-	kernel.Gemm(b.pool, kop, m, n, k, a.F32(), a.Columns(), w.F32(), w.Columns(), c.F32(), n, c.Add, row)
+	switch {
+	case w.DType == tensor.F32:
+		kernel.Gemm(b.pool, kop, m, n, k, a.F32(), a.Columns(), w.F32(), w.Columns(), c.F32(), n, c.Add, row)
+	case op != backend.NT:
+		panic(fmt.Sprintf("cpu: matmul %v with weights of type %v: only nt reads them", op, w.DType))
+	case w.DType == tensor.BF16:
+		kernel.GemmBF16(b.pool, m, n, k, a.F32(), a.Columns(), w.U16(), w.Columns(), c.F32(), n, c.Add, row)
+	default:
+		kernel.GemmF16(b.pool, m, n, k, a.F32(), a.Columns(), w.U16(), w.Columns(), c.F32(), n, c.Add, row)
+	}
 }
 
 // rowTask runs one elementwise or row-wise kernel over a range of rows or elements, cut into one part a thread.
@@ -233,7 +243,14 @@ func (b *Backend) SumRows(dst backend.Gradient, x tensor.Tensor) {
 	b.addPartials(dst)
 }
 
+// Embed takes tables of the same types as MatMul.
 func (b *Backend) Embed(y, table, ids tensor.Tensor) {
+	if table.DType != tensor.F32 {
+		for r, id := range ids.I32() {
+			tensor.Convert(y.Narrow(r, r+1), table.Narrow(int(id), int(id)+1))
+		}
+		return
+	}
 	b.run(rowTask{kind: rowEmbed, rows: ids.Len(), n: table.Columns(), a: y.F32(), b: table.F32(), ids: ids.I32()})
 }
 
