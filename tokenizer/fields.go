@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"unicode/utf8"
 )
 
 // A document reads a JSON file field by field. Its first error stays, with the path of the field; after it, reading
@@ -21,7 +22,8 @@ type object struct {
 
 // open returns the object that source holds.
 func (d *document) open(source []byte) *object {
-	if d.err = validJSON(source); d.err != nil {
+	if !utf8.Valid(source) { // encoding/json would replace what is not
+		d.err = errors.New("is not UTF-8: not a JSON file, or damaged")
 		return nil
 	}
 	return d.object("", source)
@@ -143,6 +145,10 @@ func reason(err error, raw json.RawMessage) string {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {
 		return fmt.Sprintf("JSON type %s, want %s", wrong.Value, jsonKind(wrong.Type.Kind().String()))
+	}
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		return fmt.Sprintf("is not valid JSON (truncated?): %v", err)
 	}
 	const most = 40
 	if len(raw) > most {

@@ -5,12 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"sort"
 	"strings"
-	"unicode/utf8"
 )
 
 // Reading a tokenizer.json. Every key of every object is either understood, known not to touch the ids, or an error:
@@ -71,43 +69,15 @@ func (t *BPE) parseVocab(root *object) map[string]int32 {
 		root.fail("model", "is missing")
 		return nil
 	}
-	if typ := model.text("type"); typ != "BPE" && typ != "" {
-		model.fail("type", "%q is not supported: want \"BPE\"", typ)
-	}
-	if dropout := model.raw("dropout"); dropout != nil {
-		model.fail("dropout", "%s is not supported: want null", dropout)
-	}
-	for _, key := range []string{"continuing_subword_prefix", "end_of_word_suffix"} {
-		if s := model.text(key); s != "" {
-			model.fail(key, "%q is not supported: want null", s)
-		}
-	}
-	if model.flag("byte_fallback", false) {
-		model.fail("byte_fallback", "is not supported: want false")
-	}
-	model.ignore("unk_token", "fuse_unk") // every byte is a token (checked below), so nothing is unknown
-	ignoreMerges := model.flag("ignore_merges", false)
+	ignoreMerges := parseModelOptions(model)
 	vocab := map[string]int32{}
 	if model.get("vocab", &vocab); len(vocab) == 0 {
 		model.fail("vocab", "is missing or empty")
 	}
 	added := t.parseAdded(root, vocab)
+	byID := spellings(model, vocab)
 	if model.failed() {
 		return nil
-	}
-
-	byID := make([]string, len(vocab))
-	seen := make([]bool, len(vocab))
-	for token, id := range vocab {
-		switch {
-		case id < 0 || int(id) >= len(byID):
-			model.fail("vocab", "token %q has id %d: %d tokens must have the ids 0 to %d without a hole", token, id, len(byID), len(byID)-1)
-			return nil
-		case seen[id]:
-			model.fail("vocab", "tokens %q and %q have the same id %d", min(token, byID[id]), max(token, byID[id]), id)
-			return nil
-		}
-		byID[id], seen[id] = token, true
 	}
 	t.tokens = make([][]byte, len(byID))
 	t.special = make([]bool, len(byID))
@@ -157,6 +127,44 @@ func (t *BPE) parseVocab(root *object) map[string]int32 {
 		vocab[a.content] = a.id
 	}
 	return vocab
+}
+
+// parseModelOptions refuses every kind of BPE but the byte-level one.
+func parseModelOptions(model *object) (ignoreMerges bool) {
+	if typ := model.text("type"); typ != "BPE" && typ != "" {
+		model.fail("type", "%q is not supported: want \"BPE\"", typ)
+	}
+	if dropout := model.raw("dropout"); dropout != nil {
+		model.fail("dropout", "%s is not supported: want null", dropout)
+	}
+	for _, key := range []string{"continuing_subword_prefix", "end_of_word_suffix"} {
+		if s := model.text(key); s != "" {
+			model.fail(key, "%q is not supported: want null", s)
+		}
+	}
+	if model.flag("byte_fallback", false) {
+		model.fail("byte_fallback", "is not supported: want false")
+	}
+	model.ignore("unk_token", "fuse_unk") // every byte is a token (checked below), so nothing is unknown
+	return model.flag("ignore_merges", false)
+}
+
+// spellings lists the tokens by their ids, which must be 0 to n-1, each once.
+func spellings(model *object, vocab map[string]int32) []string {
+	byID := make([]string, len(vocab))
+	seen := make([]bool, len(vocab))
+	for token, id := range vocab {
+		switch {
+		case id < 0 || int(id) >= len(byID):
+			model.fail("vocab", "token %q has id %d: %d tokens must have the ids 0 to %d without a hole", token, id, len(byID), len(byID)-1)
+			return nil
+		case seen[id]:
+			model.fail("vocab", "tokens %q and %q have the same id %d", min(token, byID[id]), max(token, byID[id]), id)
+			return nil
+		}
+		byID[id], seen[id] = token, true
+	}
+	return byID
 }
 
 type addedToken struct {
@@ -212,7 +220,9 @@ func (t *BPE) parseMerges(model *object, vocab map[string]int32) {
 		return
 	}
 	var pairs [][]string
-	if json.Unmarshal(raw, &pairs) != nil {
+	if inside := bytes.TrimLeft(raw[1:], " \t\r\n"); len(inside) > 0 && inside[0] == '[' {
+		model.get("merges", &pairs)
+	} else {
 		var lines []string
 		model.get("merges", &lines)
 		pairs = make([][]string, 0, len(lines))
@@ -224,16 +234,15 @@ func (t *BPE) parseMerges(model *object, vocab map[string]int32) {
 	}
 	t.merges = newMergeTable(len(pairs))
 	for rank, pair := range pairs {
-		key := fmt.Sprintf("merges[%d]", rank)
 		if len(pair) != 2 {
-			model.fail(key, "%q is not a pair of tokens", strings.Join(pair, " "))
+			model.fail(fmt.Sprintf("merges[%d]", rank), "%q is not a pair of tokens", strings.Join(pair, " "))
 			return
 		}
 		var ids [3]int32
 		for i, token := range []string{pair[0], pair[1], pair[0] + pair[1]} {
 			id, ok := vocab[token]
 			if !ok {
-				model.fail(key, "%q: the token %q is not in model.vocab", strings.Join(pair, " "), token)
+				model.fail(fmt.Sprintf("merges[%d]", rank), "%q: the token %q is not in model.vocab", strings.Join(pair, " "), token)
 				return
 			}
 			ids[i] = id
@@ -470,16 +479,4 @@ func sortedValues(m map[string]int32) []int32 {
 	}
 	slices.Sort(ids)
 	return ids
-}
-
-// validJSON says what is wrong with a file before its fields are looked at.
-func validJSON(source []byte) error {
-	if !utf8.Valid(source) {
-		return fmt.Errorf("is not UTF-8: not a JSON file, or damaged")
-	}
-	var raw json.RawMessage
-	if err := json.Unmarshal(source, &raw); err != nil {
-		return fmt.Errorf("is not valid JSON (truncated?): %w", err)
-	}
-	return nil
 }
