@@ -72,6 +72,9 @@ func (l *Loop) Restore() error {
 	if d := differs(s.Identity, l.Identity); d != "" {
 		return fmt.Errorf("cannot resume %s: %s", l.Dir, d)
 	}
+	if steps := l.Trainer.settings.Steps; s.Step > steps {
+		return fmt.Errorf("cannot resume %s: steps is %d, the run has done %d", l.Dir, steps, s.Step)
+	}
 	if err := l.Trainer.loadTensors(filepath.Join(dir, optimizerFile)); err != nil {
 		return err
 	}

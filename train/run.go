@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"nha/autograd"
@@ -20,53 +20,73 @@ import (
 
 // Run trains a model from text files in a run directory: a new run, or with o.Resume one that was stopped. The backend must be
 // registered. A cancelled context ends it with ErrInterrupted once the step at work is done and saved.
-func Run(ctx context.Context, o Options, r Reporter) (result Result, err error) {
+func Run(ctx context.Context, o Options, r Reporter) (Result, error) {
+	l, end, err := o.begin(ctx, r)
+	if err != nil {
+		return Result{}, err
+	}
+	defer end()
+	result, err := l.Run(ctx)
+	if errors.Is(err, ErrInterrupted) {
+		err = fmt.Errorf("%w; go on with: nha train --resume %s", err, o.Out)
+	}
+	return result, err
+}
+
+// begin does what comes before the first step. The function it returns closes what it has opened.
+func (o *Options) begin(ctx context.Context, r Reporter) (_ *Loop, _ func(), err error) {
 	if r == nil {
 		r = silent{}
 	}
 	if err := o.Resolve(); err != nil {
-		return Result{}, err
+		return nil, nil, err
 	}
-	made, err := o.prepareOut()
+	var closers []func()
+	end := func() {
+		for _, c := range slices.Backward(closers) {
+			c()
+		}
+	}
+	out, err := o.openOut()
 	if err != nil {
-		return Result{}, err
+		return nil, nil, err
 	}
-	begun := false
+	closers = append(closers, out.close)
 	defer func() {
-		if made && !begun {
-			os.Remove(o.Out) // empty, and of no use
+		if err != nil {
+			end()
+			out.discard()
 		}
 	}()
 	text, err := o.openText(ctx, r)
 	if err != nil && ctx.Err() != nil {
-		return Result{}, fmt.Errorf("%w while the text was read: nothing to go on from yet", ErrInterrupted)
+		return nil, nil, fmt.Errorf("%w while the text was read: nothing to go on from yet", ErrInterrupted)
 	}
 	if err != nil {
-		return Result{}, err
+		return nil, nil, err
 	}
-	defer text.close()
+	closers = append(closers, text.close)
 	b, err := backend.Open(o.Backend, o.Threads)
 	if err != nil {
-		return Result{}, err
+		return nil, nil, err
 	}
-	defer b.Close()
-
+	closers = append(closers, func() { b.Close() })
 	identity := o.identity()
 	identity["tokenizer"], identity["data"] = text.tokenizer.Hash(), text.train.Fingerprint()
 	m, err := o.startModel(text, b, identity)
 	if err != nil {
-		return Result{}, err
+		return nil, nil, err
 	}
-	defer m.Close()
+	closers = append(closers, func() { m.Close() })
 	loader, err := data.NewLoader(text.train, data.LoaderOptions{Context: o.Context, Batch: o.Batch, Seed: o.Seed, Shuffle: true})
 	if err != nil {
-		return Result{}, err
+		return nil, nil, err
 	}
 	t, err := NewTrainer(m, o.Settings, NewLoaderSource(loader))
 	if err != nil {
-		return Result{}, err
+		return nil, nil, err
 	}
-	defer t.Close()
+	closers = append(closers, t.Close)
 	l := &Loop{Trainer: t, Dir: o.Out, SaveTokenizer: text.tokenizer.Save, Identity: identity, Reporter: r}
 	if text.held != nil {
 		v := data.LoaderOptions{Context: o.Context, Batch: o.Batch}
@@ -76,43 +96,10 @@ func Run(ctx context.Context, o Options, r Reporter) (result Result, err error) 
 	}
 	if o.Resume {
 		if err := l.Restore(); err != nil {
-			return Result{}, err
+			return nil, nil, err
 		}
 	}
-	if err := o.write(filepath.Join(o.Out, runFile)); err != nil {
-		return Result{}, err
-	}
-	begun = true
-	result, err = l.Run(ctx)
-	if errors.Is(err, ErrInterrupted) {
-		err = fmt.Errorf("%w; go on with: nha train --resume %s", err, o.Out)
-	}
-	return result, err
-}
-
-// prepareOut makes the run directory, or checks that it may be used, and that one can write there: before the text is read.
-func (o *Options) prepareOut() (made bool, err error) {
-	if o.Resume {
-		if _, err := os.Stat(filepath.Join(o.Out, runFile)); err != nil {
-			return false, fmt.Errorf("nothing to resume in %s: %w", o.Out, err)
-		}
-		return false, cleanUp(o.Out)
-	}
-	for _, name := range []string{runFile, metricsFile, checkpointsDir, "config.json"} {
-		if _, err := os.Lstat(filepath.Join(o.Out, name)); err == nil {
-			return false, fmt.Errorf("out: %s already holds a run or a model (%s): resume it with --resume %s, or name another directory", o.Out, name, o.Out)
-		}
-	}
-	_, err = os.Stat(o.Out)
-	made = errors.Is(err, fs.ErrNotExist)
-	if err := os.MkdirAll(o.Out, 0o777); err != nil {
-		return false, fmt.Errorf("out: %w", err)
-	}
-	probe, err := os.CreateTemp(o.Out, "."+temporary)
-	if err != nil {
-		return made, fmt.Errorf("out: cannot write into %s: %w", o.Out, errors.Unwrap(err))
-	}
-	return made, errors.Join(probe.Close(), cleanUp(o.Out))
+	return l, end, o.write(filepath.Join(o.Out, runFile))
 }
 
 // corpus is the tokenised text of a run.

@@ -21,7 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"nha/data"
 	"nha/model"
 )
 
@@ -359,7 +358,7 @@ func TestInterruptedValidation(t *testing.T) {
 	for _, at := range []int{20, runSteps} {
 		o := textOptions(dir)
 		o.Out += fmt.Sprint(at)
-		l, end := loop(t, o)
+		l, end := begin(t, o)
 		ctx, cancel := context.WithCancel(context.Background())
 		validate := l.Validate
 		l.Validate = func(ctx context.Context) (Validation, error) {
@@ -384,43 +383,14 @@ func TestInterruptedValidation(t *testing.T) {
 	}
 }
 
-// loop is Run up to where the steps begin.
-func loop(t *testing.T, o Options) (*Loop, func()) {
+// begin is Run up to its first step.
+func begin(t *testing.T, o Options) (*Loop, func()) {
 	t.Helper()
-	var l *Loop
-	if err := o.Resolve(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := o.prepareOut(); err != nil {
-		t.Fatal(err)
-	}
-	text, err := o.openText(context.Background(), silent{})
+	l, end, err := o.begin(context.Background(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := open(t, "cpu")
-	id := o.identity()
-	id["tokenizer"], id["data"] = text.tokenizer.Hash(), text.train.Fingerprint()
-	m, err := o.startModel(text, b, id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	loader, err := data.NewLoader(text.train, data.LoaderOptions{Context: o.Context, Batch: o.Batch, Seed: o.Seed, Shuffle: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tr, err := NewTrainer(m, o.Settings, NewLoaderSource(loader))
-	if err != nil {
-		t.Fatal(err)
-	}
-	l = &Loop{Trainer: tr, Dir: o.Out, SaveTokenizer: text.tokenizer.Save, Identity: id}
-	l.Validate = func(ctx context.Context) (Validation, error) {
-		return Evaluate(ctx, m, tr.Tape(), text.held, data.LoaderOptions{Context: o.Context, Batch: o.Batch}, o.ValidateBatches)
-	}
-	if err := o.write(filepath.Join(o.Out, runFile)); err != nil {
-		t.Fatal(err)
-	}
-	return l, func() { tr.Close(); m.Close(); text.close() }
+	return l, end
 }
 
 // The metrics of a killed run lose what lies after its checkpoint, and a torn line.
@@ -523,6 +493,10 @@ func TestLongerRun(t *testing.T) {
 	o.Resume, o.Steps = true, 20
 	mustRun(t, o)
 	sameEnd(t, long.Out, o.Out)
+	o.Steps = 15
+	if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), "steps is 15, the run has done 20") {
+		t.Errorf("error %v", err)
+	}
 }
 
 // Damaged checkpoints are errors that name the file.
@@ -556,7 +530,7 @@ func TestDamagedCheckpoint(t *testing.T) {
 // A checkpoint that cannot be written leaves the one before, nothing half-written, and an error that names it.
 func TestCheckpointFailure(t *testing.T) {
 	o := textOptions(newDir(t))
-	l, end := loop(t, o)
+	l, end := begin(t, o)
 	defer end()
 	full, save := errors.New("no space left on device"), l.SaveTokenizer
 	l.SaveTokenizer = func(dir string) error {
@@ -605,6 +579,19 @@ func TestOutErrors(t *testing.T) {
 	if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), `"abacus"`) {
 		t.Errorf("error %v", err)
 	}
+}
+
+// Two processes do not train in one directory.
+func TestOutIsLocked(t *testing.T) {
+	o := textOptions(newDir(t))
+	_, end := begin(t, o)
+	o.Resume = true
+	if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), "another process is training there") {
+		t.Errorf("error %v", err)
+	}
+	end()
+	o.Steps = 2
+	mustRun(t, o)
 }
 
 func TestReadOnlyOut(t *testing.T) {
