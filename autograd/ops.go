@@ -63,14 +63,19 @@ func linearBackward(t *Tape, r *record) {
 func (t *Tape) RMSNorm(x, weight *Value, epsilon float64) *Value {
 	y := t.value(x.Shape)
 	r := t.record(rmsNormBackward, y, x, weight)
-	r.tensors[0] = t.scratch(r, 0, t.b.DType(), tensor.Of(x.Len()/weight.Len()))
-	backend.RMSNorm(t.b, y.Tensor, r.tensors[0], x.Tensor, weight.Tensor, epsilon)
+	r.again, r.epsilon = rmsNorm, epsilon
+	r.rstd = t.scratch(r, 0, t.b.DType(), tensor.Of(x.Len()/weight.Len()))
+	rmsNorm(t, r)
 	t.finish(r)
 	return y
 }
 
+func rmsNorm(t *Tape, r *record) {
+	backend.RMSNorm(t.b, r.out.Tensor, r.rstd, r.in[0].Tensor, r.in[1].Tensor, r.epsilon)
+}
+
 func rmsNormBackward(t *Tape, r *record) {
-	backend.RMSNormBackward(t.b, t.gradient(r.in[0]), t.gradient(r.in[1]), r.out.Gradient, r.in[0].Tensor, r.in[1].Tensor, r.tensors[0])
+	backend.RMSNormBackward(t.b, t.gradient(r.in[0]), t.gradient(r.in[1]), r.out.Gradient, r.in[0].Tensor, r.in[1].Tensor, r.rstd)
 }
 
 // Rows is rows [from, to) of x, the same memory. No gradient flows through it.
@@ -102,10 +107,13 @@ func addBackward(t *Tape, r *record) {
 // SiLU is x sigmoid(x).
 func (t *Tape) SiLU(x *Value) *Value {
 	y := t.value(x.Shape)
-	backend.SiLU(t.b, y.Tensor, x.Tensor)
-	t.record(siluBackward, y, x)
+	r := t.record(siluBackward, y, x)
+	r.again = silu
+	silu(t, r)
 	return y
 }
+
+func silu(t *Tape, r *record) { backend.SiLU(t.b, r.out.Tensor, r.in[0].Tensor) }
 
 func siluBackward(t *Tape, r *record) {
 	backend.SiLUBackward(t.b, t.gradient(r.in[0]), r.out.Gradient, r.in[0].Tensor)
@@ -114,9 +122,14 @@ func siluBackward(t *Tape, r *record) {
 // SwiGLU is silu(gate) * up.
 func (t *Tape) SwiGLU(gate, up *Value) *Value {
 	y := t.value(gate.Shape)
-	backend.SwiGLU(t.b, y.Tensor, gate.Tensor, up.Tensor)
-	t.record(swigluBackward, y, gate, up)
+	r := t.record(swigluBackward, y, gate, up)
+	r.again = swiglu
+	swiglu(t, r)
 	return y
+}
+
+func swiglu(t *Tape, r *record) {
+	backend.SwiGLU(t.b, r.out.Tensor, r.in[0].Tensor, r.in[1].Tensor)
 }
 
 // swigluBackward computes both gradients; one that nobody wants goes to scratch.
@@ -167,6 +180,7 @@ func (t *Tape) NHA(c *attention.Config, lengths []int, q, k, v, z *Value, share 
 }
 
 func nhaBackward(t *Tape, r *record) {
+	r.call.Q, r.call.K, r.call.V = r.in[0].Tensor, r.in[1].Tensor, r.in[2].Tensor // computed again, perhaps
 	g := &t.gradients
 	*g = attention.Gradients{DO: r.out.Gradient}
 	if !g.DO.Present() {

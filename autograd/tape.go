@@ -3,7 +3,8 @@
 //
 // A Tape is made once and reused: Reset forgets the recorded ops and keeps all memory, so that a training step after the
 // first allocates nothing. Memory is also reused within a step: backward gives an op's output and its gradient back as soon
-// as nothing further back can need them, and without recording Keep does so after every block.
+// as nothing further back can need them; Keep, after every block, frees what the block made: without recording all of it, with
+// recording the outputs of cheap ops (norms, activations), which backward computes again when it comes to them.
 package autograd
 
 import (
@@ -21,6 +22,8 @@ type Value struct {
 	wants   bool // some parameter or input below wants a gradient
 	leaf    bool // the gradient belongs to the owner and stays
 	written bool // leaf: the gradient holds something of this step
+	dropped bool // the data is gone; its maker can compute it again
+	maker   int  // 1 + the index of the record whose output this is; 0: none
 
 	block, gradientBlock tensor.Tensor // arena memory behind Tensor and Gradient
 }
@@ -39,12 +42,12 @@ func (v *Value) Written() bool { return v.written }
 // record is one op on the tape: its backward, and what that needs.
 type record struct {
 	backward func(t *Tape, r *record)
+	again    func(t *Tape, r *record) // computes out's data once more; nil where that is not cheap
 	in       [5]*Value
 	out      *Value
 	saved    [2]tensor.Tensor // arena blocks that live until backward has run
-	tensors  [4]tensor.Tensor
-	op       backend.Op
-	number   float64
+	rstd     tensor.Tensor
+	epsilon  float64
 	call     attention.Call
 	flows    *StateFlow
 }
@@ -58,7 +61,6 @@ type Tape struct {
 	values    [][]Value // slabs, so that pointers stay valid
 	used      int
 	gradients attention.Gradients // scratch of the nha op
-	host      tensor.Tensor       // scratch for reading small results
 }
 
 const slab = 256
@@ -100,12 +102,35 @@ func (t *Tape) Close() {
 // Mark is a point to which Keep goes back.
 func (t *Tape) Mark() int { return t.used }
 
-// Keep frees everything made since mark except v, when not recording: a block's intermediate tensors.
-func (t *Tape) Keep(mark int, v *Value) *Value {
+// Keep frees what was made since mark except v, a block's intermediate tensors: all of them when not recording, else those
+// that are cheap to compute again.
+func (t *Tape) Keep(mark int, v *Value) {
 	if !t.recording {
 		t.releaseFrom(mark, v)
+		return
 	}
-	return v
+	for i := mark; i < t.used; i++ {
+		x := &t.values[i/slab][i%slab]
+		if x == v || x.maker == 0 || t.records[x.maker-1].again == nil {
+			continue
+		}
+		t.arena.release(x.block)
+		x.Tensor, x.block, x.dropped = tensor.Tensor{DType: x.DType, Shape: x.Shape}, tensor.Tensor{}, true
+	}
+}
+
+// restore computes the data of v once more when Keep has dropped it.
+func (t *Tape) restore(v *Value) {
+	if v == nil || !v.dropped {
+		return
+	}
+	r := &t.records[v.maker-1]
+	for _, x := range r.in {
+		t.restore(x)
+	}
+	v.Tensor, v.block = t.arena.alloc(v.DType, v.Shape)
+	v.dropped = false
+	r.again(t, r)
 }
 
 // Drop frees v when not recording: a tensor that the caller no longer needs.
@@ -178,6 +203,7 @@ func (t *Tape) record(backward func(*Tape, *record), out *Value, in ...*Value) *
 	out.wants = out.wants && t.recording
 	if out.wants {
 		r.backward = backward
+		out.maker = len(t.records)
 	}
 	return r
 }
@@ -230,6 +256,9 @@ func (t *Tape) Backward() {
 	for i := len(t.records) - 1; i >= 0; i-- {
 		r := &t.records[i]
 		if r.backward != nil && (r.out.Gradient.Present() || r.flows.arrives()) {
+			for _, v := range r.in {
+				t.restore(v)
+			}
 			r.backward(t, r)
 		}
 		t.releaseSaved(r)
