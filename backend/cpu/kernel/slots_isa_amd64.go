@@ -2,7 +2,7 @@
 
 package kernel
 
-// The assembly takes 16 columns at a time, strides in bytes, and counts blocks of slots.
+// The assembly takes 16 columns at a time, strides in bytes, and counts blocks of rows slots.
 
 func init() {
 	register("avx2", func() {

@@ -195,8 +195,14 @@ func TestSoftmaxBackward(t *testing.T) {
 }
 
 func BenchmarkSlots(b *testing.B) {
-	b.Log(Active())
-	d := SlotShape{64, 1, 64, 64}
+	Active()
+	for _, tokens := range []int{16, 32, 64} {
+		b.Run(fmt.Sprint(tokens), func(b *testing.B) { benchmarkSlots(b, tokens) })
+	}
+}
+
+func benchmarkSlots(b *testing.B, tokens int) {
+	d := SlotShape{tokens, 1, 64, 64}
 	c := newSlotCase(1, d)
 	keep := make([]float32, SlotKeep(d.Tokens))
 	for i, v := range c.s.Data {

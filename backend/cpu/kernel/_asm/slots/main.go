@@ -3,6 +3,9 @@
 // A block of slots by 16 columns is eight vector registers: 4 slots of 2 vectors, or 8 slots of 1. Around it, the kernel walks the
 // tokens of a chunk; around that, the blocks of slots. The caller's loop over columns is the outermost, so that the chunk's
 // columns stay in L1 while all slots pass.
+//
+// Sums over columns end in adding up the lanes of a vector for each slot, a chain of some 20 cycles. The machine's scheduler holds
+// about two tokens' instructions, so whatever waits in it for long costs throughput: the lanes are added up one step later.
 package main
 
 import (
@@ -104,35 +107,37 @@ func (s set) broadcast(p reg.Register, r int) reg.VecVirtual {
 	return v
 }
 
-// enter is S -= s (S - x) for one token.
+// enter is S -= s (S - x) for one token; the pointers move on.
 func (s set) enter(b block, x, strength reg.Register) {
+	v := s.vectorsOf(x)
 	for r := range b {
 		w := s.broadcast(strength, r)
 		for j := range b[r] {
 			d := s.vector()
-			VSUBPS(at(x, j*s.bytes), b[r][j], d)
+			VSUBPS(v[j], b[r][j], d)
 			VFNMADD231PS(w, d, b[r][j])
 		}
 	}
+	ADDQ(argument("xRow"), x)
+	ADDQ(argument("sRow"), strength)
 }
 
-// sums adds up the lanes of one vector for each slot: the result has a lane for each slot.
+// sums adds up the lanes of one vector for each slot, which it uses up: the result has a lane for each slot.
 func (s set) sums(v []reg.VecVirtual) reg.VecVirtual {
 	// quad leaves, in every 128 bits, the four vectors' sums over those bits.
 	quad := func(a, b, c, d reg.VecVirtual) reg.VecVirtual {
-		pair := func(a, b reg.VecVirtual) reg.VecVirtual {
+		pair := func(a, b reg.VecVirtual) {
 			low := s.vector()
 			VUNPCKLPS(b, a, low)
 			VUNPCKHPS(b, a, a)
-			VADDPS(a, low, low)
-			return low
+			VADDPS(low, a, a)
 		}
-		ab, cd := pair(a, b), pair(c, d)
-		low := s.vector()
-		VUNPCKLPD(cd, ab, low)
-		VUNPCKHPD(cd, ab, ab)
-		VADDPS(ab, low, low)
-		return low
+		pair(a, b)
+		pair(c, d)
+		VUNPCKLPD(c, a, b)
+		VUNPCKHPD(c, a, a)
+		VADDPS(b, a, a)
+		return a
 	}
 	if s.rows == 4 {
 		q := quad(v[0], v[1], v[2], v[3])
@@ -182,37 +187,55 @@ func (s set) read() {
 	s.blocks(func(offset reg.Register) {
 		b := s.newBlock()
 		s.load(b, state, "stateRow")
-		x, q, strength, out, tokens := pointer("x"), pointer("q"), shifted("s", offset), shifted("out", offset), pointer("tokens")
-		Label("token")
-		s.enter(b, x, strength)
-		ADDQ(argument("xRow"), x)
-		ADDQ(argument("sRow"), strength)
-		group := pointer("group")
-		TESTQ(group, group)
-		JE(LabelRef("entered"))
-		Label("reader")
-		v := s.vectorsOf(q)
+		x, q, strength, out := pointer("x"), pointer("q"), shifted("s", offset), shifted("out", offset)
+		tokens, group := pointer("tokens"), pointer("group")
 		sums := make([]reg.VecVirtual, s.rows)
-		for r := range b {
+		for r := range sums {
 			sums[r] = s.vector()
-			VMULPS(v[0], b[r][0], sums[r])
-			for j := 1; j < s.vectors; j++ {
-				VFMADD231PS(v[j], b[r][j], sums[r])
-			}
 		}
-		sum := s.sums(sums)
-		CMPQ(argument("add"), U8(0))
-		JE(LabelRef("first"))
-		VADDPS(at(out, 0), sum, sum)
-		Label("first")
-		VMOVUPS(sum, at(out, 0))
-		ADDQ(argument("qRow"), q)
-		ADDQ(argument("outRow"), out)
+		read := func() {
+			v := s.vectorsOf(q)
+			for r := range b {
+				VMULPS(v[0], b[r][0], sums[r])
+				for j := 1; j < s.vectors; j++ {
+					VFMADD231PS(v[j], b[r][j], sums[r])
+				}
+			}
+			ADDQ(argument("qRow"), q)
+		}
+		put := func(first string) {
+			sum := s.sums(sums)
+			CMPQ(argument("add"), U8(0))
+			JE(LabelRef(first))
+			VADDPS(at(out, 0), sum, sum)
+			Label(first)
+			VMOVUPS(sum, at(out, 0))
+			ADDQ(argument("outRow"), out)
+		}
+		s.enter(b, x, strength)
+		TESTQ(group, group)
+		JE(LabelRef("update"))
+		read()
+		Label("reader")
 		DECQ(group)
-		JNE(LabelRef("reader"))
-		Label("entered")
+		JNE(LabelRef("entered"))
 		DECQ(tokens)
-		JNE(LabelRef("token"))
+		JE(LabelRef("last"))
+		MOVQ(argument("group"), group)
+		s.enter(b, x, strength)
+		Label("entered")
+		put("first")
+		read()
+		JMP(LabelRef("reader"))
+		Label("last")
+		put("lastFirst")
+		JMP(LabelRef("done"))
+		Label("updates")
+		s.enter(b, x, strength)
+		Label("update")
+		DECQ(tokens)
+		JNE(LabelRef("updates"))
+		Label("done")
 		s.store(b, state, "stateRow")
 	})
 }
@@ -228,8 +251,6 @@ func (s set) write() {
 		x, o, strength, p, tokens := pointer("x"), pointer("o"), shifted("s", offset), shifted("p", offset), pointer("tokens")
 		Label("token")
 		s.enter(b, x, strength)
-		ADDQ(argument("xRow"), x)
-		ADDQ(argument("sRow"), strength)
 		group := pointer("group")
 		Label("reader")
 		out := s.vectorsOf(o)
@@ -252,13 +273,15 @@ func (s set) write() {
 	})
 }
 
-// backward keeps the block after every token, and then walks back over the tokens.
+// backward keeps the block after every token, then walks back over the tokens, and last adds up the lanes of what da is the sum
+// of, which the walk leaves in the place of the blocks it has used.
 func (s set) backward(of string, wantQ bool) {
 	name := "slotBackward" + of + s.name
 	TEXT(name, NOSPLIT, "func(state *float32, stateRow int, u *float32, uRow int, x *float32, xRow int, s *float32, sRow int, weight *float32, weightRow int, q *float32, qRow int, dq *float32, dqRow int, dx *float32, dxRow int, da *float32, daRow int, keep *float32, tokens, group, blocks int)")
 	Doc(name + " is SlotBackward for 16 columns, strides in bytes.")
 	Pragma("noescape")
 	keepBytes := s.rows * columnBytes
+	kept := func(keep reg.Register, r, j int) Mem { return at(keep, r*columnBytes+j*s.bytes) }
 	state, adjoint := pointer("state"), pointer("u")
 	s.blocks(func(offset reg.Register) {
 		x, strength, keep, tokens := pointer("x"), shifted("s", offset), pointer("keep"), pointer("tokens")
@@ -267,7 +290,7 @@ func (s set) backward(of string, wantQ bool) {
 			for r := range b {
 				for j := range b[r] {
 					VMOVUPS(at(state, j*s.bytes), b[r][j])
-					VMOVUPS(b[r][j], at(keep, r*columnBytes+j*s.bytes))
+					VMOVUPS(b[r][j], kept(keep, r, j))
 				}
 				ADDQ(argument("stateRow"), state)
 			}
@@ -276,11 +299,9 @@ func (s set) backward(of string, wantQ bool) {
 			ADDQ(U32(keepBytes), keep)
 			for r := range b {
 				for j := range b[r] {
-					VMOVUPS(b[r][j], at(keep, r*columnBytes+j*s.bytes))
+					VMOVUPS(b[r][j], kept(keep, r, j))
 				}
 			}
-			ADDQ(argument("xRow"), x)
-			ADDQ(argument("sRow"), strength)
 			DECQ(tokens)
 			JNE(LabelRef("up"))
 		}
@@ -304,7 +325,6 @@ func (s set) backward(of string, wantQ bool) {
 			dq = behind("dq", "dqRow", true, pointer("dq"))
 		}
 		dx := behind("dx", "dxRow", false, pointer("dx"))
-		da := behind("da", "daRow", false, shifted("da", offset))
 		tokens = pointer("tokens")
 		Label("down")
 		group := pointer("group")
@@ -322,7 +342,7 @@ func (s set) backward(of string, wantQ bool) {
 			for j := range u[r] {
 				VFMADD231PS(w, v[j], u[r][j])
 				if wantQ {
-					VFMADD231PS(at(keep, r*columnBytes+j*s.bytes), w, sum[j])
+					VFMADD231PS(kept(keep, r, j), w, sum[j])
 				}
 			}
 		}
@@ -335,37 +355,48 @@ func (s set) backward(of string, wantQ bool) {
 		SUBQ(argument("xRow"), x)
 		SUBQ(argument("sRow"), strength)
 		SUBQ(argument("dxRow"), dx)
-		SUBQ(argument("daRow"), da)
 		SUBQ(U32(keepBytes), keep)
-		out := s.vectorsOf(dx)
-		sums := make([]reg.VecVirtual, s.rows)
+		from, out := s.vectorsOf(x), s.vectorsOf(dx)
 		for r := range u {
-			w := s.broadcast(strength, r)
-			sums[r] = s.vector()
+			w, dot := s.broadcast(strength, r), s.vector()
 			for j := range u[r] {
 				d := s.vector()
-				VMOVUPS(at(keep, r*columnBytes+j*s.bytes), d)
-				VSUBPS(at(x, j*s.bytes), d, d)
+				VMOVUPS(kept(keep, r, j), d)
+				VSUBPS(from[j], d, d)
 				if j == 0 {
-					VMULPS(u[r][j], d, sums[r])
+					VMULPS(u[r][j], d, dot)
 				} else {
-					VFMADD231PS(u[r][j], d, sums[r])
+					VFMADD231PS(u[r][j], d, dot)
 				}
 				// s U is what the token takes and what the adjoint loses.
 				VMULPS(w, u[r][j], d)
 				VADDPS(d, out[j], out[j])
 				VSUBPS(d, u[r][j], u[r][j])
 			}
+			VMOVUPS(dot, at(keep, keepBytes+r*s.bytes))
 		}
 		for j := range out {
 			VMOVUPS(out[j], at(dx, j*s.bytes))
 		}
-		total := s.sums(sums)
-		VADDPS(at(da, 0), total, total)
-		VMOVUPS(total, at(da, 0))
 		DECQ(tokens)
 		JNE(LabelRef("down"))
 		s.store(u, adjoint, "uRow")
+
+		da := shifted("da", offset)
+		tokens = pointer("tokens")
+		Label("sum")
+		ADDQ(U32(keepBytes), keep)
+		sums := make([]reg.VecVirtual, s.rows)
+		for r := range sums {
+			sums[r] = s.vector()
+			VMOVUPS(at(keep, r*s.bytes), sums[r])
+		}
+		total := s.sums(sums)
+		VADDPS(at(da, 0), total, total)
+		VMOVUPS(total, at(da, 0))
+		ADDQ(argument("daRow"), da)
+		DECQ(tokens)
+		JNE(LabelRef("sum"))
 	})
 }
 
