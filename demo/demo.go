@@ -30,7 +30,7 @@ var TomSawyer string
 
 // Options of the demo. The zero value of a number takes the default.
 type Options struct {
-	Out         string // folder for everything it makes; one that an earlier demo made is replaced
+	Out         string // folder for everything it makes; what an earlier demo made there is replaced
 	Seed        uint64
 	RecallSteps int // training steps of each recall model
 	TextSteps   int // training steps of the language model
@@ -96,7 +96,9 @@ func Run(ctx context.Context, o Options, w, progress io.Writer, terminal bool) (
 		}
 		result.Recall = append(result.Recall, r)
 	}
-	say("")
+	if terminal {
+		say("") // over the last line
+	}
 	printRecall(w, result.Recall)
 	if err := plotRecall(o.Out, result.Recall); err != nil {
 		return result, err
@@ -116,7 +118,10 @@ func Run(ctx context.Context, o Options, w, progress io.Writer, terminal bool) (
 	})
 }
 
-// prepare makes an empty folder, in place of one that an earlier demo has made, never of another.
+// made is all that the demo writes into its folder.
+var made = []string{"recall.svg", "recall.png", "recall-memory.svg", "recall-memory.png", "tom-sawyer.txt", "tokenizer", "cache", "text", marker}
+
+// prepare makes the folder, or clears away what an earlier demo has made in it, and nothing else.
 func prepare(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -126,8 +131,10 @@ func prepare(dir string) error {
 		if _, err := os.Stat(filepath.Join(dir, marker)); err != nil {
 			return fmt.Errorf("%s is not empty and was not made by the demo: name another folder with --out", dir)
 		}
-		if err := os.RemoveAll(dir); err != nil {
-			return err
+		for _, name := range made {
+			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+				return err
+			}
 		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {

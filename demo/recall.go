@@ -100,7 +100,7 @@ func trainRecall(ctx context.Context, b backend.Backend, preset string, o Option
 	}
 	defer m.Close()
 	s := train.DefaultSettings()
-	s.Steps, s.LearningRate, s.Warmup, s.MinimumRatio = o.RecallSteps, 3e-3, 50, 0.05
+	s.Steps, s.LearningRate, s.Warmup, s.MinimumRatio = o.RecallSteps, 3e-3, min(50, o.RecallSteps/4), 0.05
 	if c.NumSlots > 0 {
 		s.LearningRateFactors = map[string]float64{"f_proj": 10}
 	}

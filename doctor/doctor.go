@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sort"
+	"strconv"
 	"strings"
 
 	"nha/attention/vectors"
@@ -115,27 +116,36 @@ func Golden(dir string, backends []backend.Backend, report func(Line)) (wrong in
 	return wrong, nil
 }
 
-// Machine describes what is here, a fact a line: "name: value".
-func Machine() []string {
-	lines := []string{
-		fmt.Sprintf("system: %s/%s, %s", runtime.GOOS, runtime.GOARCH, runtime.Version()),
-		"processor: " + processor(),
-		fmt.Sprintf("processors: %d, GOMAXPROCS %d", runtime.NumCPU(), runtime.GOMAXPROCS(0)),
-		"instruction sets: " + strings.Join(kernel.Available(), ", ") + " (best last; NHA_CPU forces one)",
+// Fact is one thing that this machine offers.
+type Fact struct {
+	Name  string `json:"fact"`
+	Value string `json:"value"`
+}
+
+func (f Fact) String() string { return f.Name + ": " + f.Value }
+
+// Machine describes what is here.
+func Machine() []Fact {
+	facts := []Fact{
+		{"system", fmt.Sprintf("%s/%s, %s", runtime.GOOS, runtime.GOARCH, runtime.Version())},
+		{"processor", processor()},
+		{"processors", fmt.Sprintf("%d, GOMAXPROCS %d", runtime.NumCPU(), runtime.GOMAXPROCS(0))},
+		{"instruction sets", strings.Join(kernel.Available(), ", ") + " (best last; NHA_CPU forces one)"},
 	}
 	if m := memory(); m != "" {
-		lines = append(lines, "memory: "+m)
+		facts = append(facts, Fact{"memory", m})
 	}
 	for _, name := range backend.Names() {
-		b, err := backend.Open(name, 0)
-		if err != nil {
-			lines = append(lines, fmt.Sprintf("backend %s: not usable: %v", name, err))
-			continue
+		f := Fact{Name: "backend " + name}
+		if b, err := backend.Open(name, 0); err != nil {
+			f.Value = fmt.Sprintf("not usable: %v", err)
+		} else {
+			f.Value = b.Describe()
+			b.Close()
 		}
-		lines = append(lines, fmt.Sprintf("backend %s: %s", name, b.Describe()))
-		b.Close()
+		facts = append(facts, f)
 	}
-	return lines
+	return facts
 }
 
 func processor() string {
@@ -146,11 +156,21 @@ func processor() string {
 }
 
 func memory() string {
-	total, free := procValue("/proc/meminfo", "MemTotal"), procValue("/proc/meminfo", "MemAvailable")
-	if total == "" {
+	total, free := kilobytes(procValue("/proc/meminfo", "MemTotal")), kilobytes(procValue("/proc/meminfo", "MemAvailable"))
+	if total == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%s, %s available", total, free)
+	return fmt.Sprintf("%.1f GiB, %.1f GiB available", total/(1<<20), free/(1<<20))
+}
+
+// kilobytes is the number of a value such as "24683656 kB"; 0 if it is none.
+func kilobytes(value string) float64 {
+	number, _ := strings.CutSuffix(value, " kB")
+	n, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // procValue is the value of the first "key : value" line of a Linux proc file; empty where there is none.

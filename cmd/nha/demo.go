@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"os"
 
@@ -17,13 +18,20 @@ func newDemo() *cobra.Command {
 		Example: "  nha demo\n  nha demo --out /tmp/nha-demo --seed 2",
 		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if o.RecallSteps < 0 || o.TextSteps < 0 {
+				return usageError{fmt.Errorf("--recall-steps %d, --text-steps %d: must be at least 1, or 0 for the default", o.RecallSteps, o.TextSteps)}
+			}
 			o.Backend, o.Threads = backendName(), flags.threads
 			var tables io.Writer = c.OutOrStdout()
 			if flags.json {
 				tables = os.Stderr
 			}
-			r, err := demo.Run(c.Context(), o, tables, os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))
+			terminal := term.IsTerminal(int(os.Stderr.Fd()))
+			r, err := demo.Run(c.Context(), o, tables, os.Stderr, terminal)
 			if err != nil {
+				if terminal {
+					fmt.Fprintln(os.Stderr) // the line of progress stays
+				}
 				return err
 			}
 			if flags.json {

@@ -58,14 +58,14 @@ func newDoctor() *cobra.Command {
 }
 
 func printMachine(c *cobra.Command) error {
-	for _, l := range doctor.Machine() {
+	for _, f := range doctor.Machine() {
 		if flags.json {
-			if err := printJSON(c, map[string]string{"fact": l}); err != nil {
+			if err := printJSON(c, f); err != nil {
 				return err
 			}
 			continue
 		}
-		fmt.Fprintln(c.OutOrStdout(), l)
+		fmt.Fprintln(c.OutOrStdout(), f)
 	}
 	return nil
 }

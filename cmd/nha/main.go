@@ -10,9 +10,12 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"nha/backend"
 	_ "nha/backend/all"
@@ -21,28 +24,27 @@ import (
 // usageError is a mistake in the command line: exit code 2.
 type usageError struct{ error }
 
-// silent ends the program with exit code 1 when everything has been said already.
-var silent = errors.New("")
-
 func main() { os.Exit(run(os.Args[1:])) }
 
 // run is the program for the given arguments; it returns the exit code: 0, 1 for an error, 2 for wrong usage.
 func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	root := newRoot()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	c, err := root.ExecuteContextC(ctx)
 	var usage usageError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &usage):
-		fmt.Fprintf(os.Stderr, "nha: %v\nRun 'nha --help' or 'nha VERB --help'.\n", err)
+		fmt.Fprintf(os.Stderr, "nha: %v\nRun '%s --help'.\n", err, c.CommandPath())
 		return 2
-	case !errors.Is(err, silent):
-		fmt.Fprintf(os.Stderr, "nha: %v\n", err)
+	case errors.Is(err, context.Canceled):
+		err = errors.New("interrupted")
 	}
+	fmt.Fprintf(os.Stderr, "nha: %v\n", err)
 	return 1
 }
 
@@ -66,20 +68,29 @@ func newRoot() *cobra.Command {
 		Args:          noVerb,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
+	backends := append([]string{"auto"}, backend.Names()...)
 	p := root.PersistentFlags()
 	p.IntVar(&flags.threads, "threads", 0, "threads to compute with; 0 means all (GOMAXPROCS)")
-	p.StringVar(&flags.backend, "backend", "auto", "where to compute: auto, cpu or ref")
+	p.StringVar(&flags.backend, "backend", "auto", "where to compute: "+strings.Join(backends, ", "))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if flags.threads < 0 {
 			return usageError{fmt.Errorf("--threads %d: must be 0 (all) or more", flags.threads)}
 		}
+		if !slices.Contains(backends, flags.backend) {
+			return usageError{fmt.Errorf("--backend %s: choose one of %s", flags.backend, strings.Join(backends, ", "))}
+		}
 		if flags.threads > 0 {
-			runtime.GOMAXPROCS(max(flags.threads, 1))
+			runtime.GOMAXPROCS(flags.threads)
 		}
 		return nil
 	}
-	root.AddCommand(newVersion(), newDoctor(), newInspect(), newTokenizer(), newTrain(), newGenerate(), newDemo())
+	root.AddCommand(newVersion(), newDoctor(), newInspect(), newTokenizer(), newTrain(), newGenerate(), newDemo(), newBench())
+	root.SetHelpCommand(newHelp())
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		c.Example = "  source <(nha completion bash)"
+	}
 	return root
 }
 
@@ -91,13 +102,48 @@ func noVerb(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-// exactly wants n arguments, named for the error.
+// flagError says in our words which flag has a value that cannot be.
+func flagError(err error) error {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return err
+	}
+	f := invalid.GetFlag()
+	want := map[string]string{"int": "a whole number", "int64": "a whole number", "uint64": "a whole number from 0", "float64": "a number", "bool": "true or false"}
+	if kind, ok := want[f.Value.Type()]; ok {
+		return fmt.Errorf("--%s %s: want %s", f.Name, invalid.GetValue(), kind)
+	}
+	return fmt.Errorf("--%s: %w", f.Name, invalid.Unwrap())
+}
+
+// exactly wants one argument for each name.
 func exactly(names ...string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
-		if len(args) != len(names) {
-			return usageError{fmt.Errorf("%s takes %d arguments (%v), got %d", c.CommandPath(), len(names), names, len(args))}
+		if len(args) == len(names) {
+			return nil
 		}
-		return nil
+		want, got := "no arguments", "none"
+		if len(names) > 0 {
+			want = strings.Join(names, " and ")
+		}
+		if len(args) > 0 {
+			got = fmt.Sprintf("%q", args)
+		}
+		return usageError{fmt.Errorf("%s takes %s, got %s", c.CommandPath(), want, got)}
+	}
+}
+
+func newHelp() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [VERB]", Short: "Say what a verb does", Example: "  nha help train",
+		RunE: func(c *cobra.Command, args []string) error {
+			verb, rest, err := c.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError{fmt.Errorf("unknown verb %q", strings.Join(args, " "))}
+			}
+			verb.InitDefaultHelpFlag()
+			return verb.Help()
+		},
 	}
 }
 
@@ -137,7 +183,10 @@ func newVersion() *cobra.Command {
 			if flags.json {
 				return printJSON(c, map[string]string{"version": version, "revision": revision, "go": runtime.Version(), "system": runtime.GOOS + "/" + runtime.GOARCH})
 			}
-			fmt.Fprintf(c.OutOrStdout(), "nha %s %s %s %s/%s\n", version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			if revision != "" {
+				version += " " + revision
+			}
+			fmt.Fprintf(c.OutOrStdout(), "nha %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return nil
 		},
 	})

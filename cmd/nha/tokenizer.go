@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"iter"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"nha/data"
 	"nha/tokenizer"
@@ -33,20 +35,30 @@ func newTokenizerTrain() *cobra.Command {
 			if out == "" || len(spec.Paths) == 0 {
 				return usageError{fmt.Errorf("tokenizer train needs --data and --out")}
 			}
-			if err := os.MkdirAll(out, 0o755); err != nil {
+			if err := newFolder(out); err != nil {
 				return err
 			}
+			defer os.Remove(out) // if it is still empty
 			started := time.Now()
 			o.Threads = flags.threads
+			if term.IsTerminal(int(os.Stderr.Fd())) {
+				o.Progress = func(p tokenizer.TrainProgress) {
+					fmt.Fprintf(os.Stderr, "\r%d MB read, %d of %d merges\x1b[K", p.Bytes/1e6, p.Merges, p.Want)
+				}
+				defer fmt.Fprintln(os.Stderr)
+			}
 			t, err := tokenizer.Train(c.Context(), texts(spec), o)
-			fmt.Fprintln(os.Stderr)
 			if err != nil {
 				return err
 			}
 			if err := t.Save(out); err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s: %d tokens, in %v\n", out, t.VocabSize(), time.Since(started).Round(100*time.Millisecond))
+			took := time.Since(started)
+			if flags.json {
+				return printJSON(c, map[string]any{"tokenizer": out, "tokens": t.VocabSize(), "seconds": took.Seconds()})
+			}
+			fmt.Fprintf(c.OutOrStdout(), "%s: %d tokens, in %v\n", out, t.VocabSize(), took.Round(100*time.Millisecond))
 			return nil
 		},
 	}
@@ -56,7 +68,19 @@ func newTokenizerTrain() *cobra.Command {
 	f.IntVar(&o.VocabSize, "vocab", 4096, "tokens in all")
 	f.Int64Var(&o.MinFrequency, "min-frequency", 2, "do not merge pairs seen less often")
 	f.StringSliceVar(&o.Special, "special", []string{tokenizer.EndOfText}, "special tokens; the first ends a document")
-	return c
+	return jsonFlag(c)
+}
+
+// newFolder makes the folder of a new tokenizer, before the text is read; one that holds a tokenizer is refused, since the models
+// trained with it would no longer be read.
+func newFolder(dir string) error {
+	if _, err := os.Lstat(filepath.Join(dir, "tokenizer.json")); err == nil {
+		return fmt.Errorf("--out %s: it already holds a tokenizer.json: name another folder, or remove it", dir)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("--out: %w", err)
+	}
+	return nil
 }
 
 // texts is the documents of spec as the tokenizer's trainer wants them.
@@ -73,6 +97,7 @@ func texts(spec data.Spec) iter.Seq2[string, error] {
 func newTokenizerEncode() *cobra.Command {
 	return jsonFlag(&cobra.Command{
 		Use: "encode TOKENIZER TEXT", Short: "Show the tokens of a text",
+		Long:    "Encode shows the tokens of a text, an id and its bytes a line. TOKENIZER is a tokenizer.json, a folder with one (a model, a run)\nor the word bytes.",
 		Example: "  nha tokenizer encode tok 'Some text.'\n  nha tokenizer encode bytes héllo --json",
 		Args:    exactly("TOKENIZER", "TEXT"),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 
 func newTrain() *cobra.Command {
 	var file, resume string
-	values := map[string]*string{}
+	values := map[string]*option{}
 	c := &cobra.Command{
 		Use: "train", Short: "Train a language model on text",
 		Long: "Train makes a run directory: checkpoints (Hugging Face directories with the optimiser's state), metrics.jsonl, loss.svg, loss.png,\n" +
@@ -28,14 +29,18 @@ func newTrain() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			o, err := trainOptions(c, file, resume, values)
 			if err != nil {
-				return usageError{err}
+				return err
 			}
-			var r train.Reporter = &train.Text{W: os.Stderr, Terminal: term.IsTerminal(int(os.Stderr.Fd()))}
+			terminal := term.IsTerminal(int(os.Stderr.Fd()))
+			var r train.Reporter = &train.Text{W: os.Stderr, Terminal: terminal}
 			if flags.json {
 				r = jsonReporter{Reporter: r, encoder: json.NewEncoder(c.OutOrStdout())}
 			}
 			result, err := train.Run(c.Context(), o, r)
 			if err != nil {
+				if terminal {
+					fmt.Fprintln(os.Stderr) // the line of progress stays
+				}
 				return err
 			}
 			fmt.Fprintf(os.Stderr, "%s: %d steps, %d tokens in %v; write with it: nha generate %s --prompt ...\n", result.Dir, result.Steps, result.Tokens,
@@ -50,22 +55,40 @@ func newTrain() *cobra.Command {
 		if k.Name == "backend" || k.Name == "threads" {
 			continue // every verb has them
 		}
-		help := k.Help
-		if k.Default != "" {
-			help += " (default " + k.Default + ")"
+		v := newOption(k)
+		if values[k.Name] = v; v.kind == "bool" {
+			f.VarPF(v, flagName(k.Name), "", k.Help).NoOptDefVal = "true"
+			continue
 		}
-		values[k.Name] = f.String(flagName(k.Name), "", help)
+		f.Var(v, flagName(k.Name), k.Help)
 	}
 	return jsonFlag(c)
 }
 
 func flagName(key string) string { return strings.ReplaceAll(key, "_", "-") }
 
+// option is the flag of a key of the run file: a text that train.Options.Set reads, and what help calls it.
+type option struct{ text, kind string }
+
+func newOption(k train.Key) *option {
+	kind := "text"
+	if _, err := strconv.ParseBool(k.Default); err == nil && len(k.Default) > 1 {
+		kind = "bool"
+	} else if _, err := strconv.ParseFloat(k.Default, 64); err == nil {
+		kind = "number"
+	}
+	return &option{text: k.Default, kind: kind}
+}
+
+func (o *option) String() string     { return o.text }
+func (o *option) Set(s string) error { o.text = s; return nil }
+func (o *option) Type() string       { return o.kind }
+
 // trainOptions are the defaults, then the run file or the run to resume, then the flags.
-func trainOptions(c *cobra.Command, file, resume string, values map[string]*string) (o train.Options, err error) {
+func trainOptions(c *cobra.Command, file, resume string, values map[string]*option) (o train.Options, err error) {
 	switch {
 	case file != "" && resume != "":
-		return o, errors.New("--config and --resume: a resumed run has its own run file; give one of them")
+		return o, usageError{errors.New("--config and --resume: a resumed run has its own run file; give one of them")}
 	case file != "":
 		o, err = train.ReadOptions(file)
 	case resume != "":
@@ -78,8 +101,8 @@ func trainOptions(c *cobra.Command, file, resume string, values map[string]*stri
 	}
 	for _, k := range train.Keys() {
 		if v, ok := values[k.Name]; ok && c.Flags().Changed(flagName(k.Name)) {
-			if err := o.Set(k.Name, *v); err != nil {
-				return o, fmt.Errorf("--%s: %w", flagName(k.Name), err)
+			if err := o.Set(k.Name, v.text); err != nil {
+				return o, usageError{fmt.Errorf("--%s: %w", flagName(k.Name), err)}
 			}
 		}
 	}
@@ -89,7 +112,13 @@ func trainOptions(c *cobra.Command, file, resume string, values map[string]*stri
 	if c.Flags().Changed("backend") {
 		o.Backend = backendName()
 	}
-	return o, nil
+	if o.Out == "" || len(o.Data) == 0 {
+		return o, usageError{errors.New("train needs --data and --out, on the command line or in the run file, or --resume")}
+	}
+	if err = o.Resolve(); err != nil && file == "" && resume == "" {
+		err = usageError{err} // every value is from the command line
+	}
+	return o, err
 }
 
 // jsonReporter prints the lines of metrics.jsonl on standard output as they come.
