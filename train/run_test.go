@@ -76,7 +76,21 @@ func textOptions(dir string) Options {
 // newDir is a directory with a text in it.
 func newDir(t *testing.T) string {
 	t.Helper()
-	return fill(t, t.TempDir())
+	dir, err := os.MkdirTemp(memory(), "nha-train-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return fill(t, dir)
+}
+
+// memory is a file system in memory where there is one, "" elsewhere: forcing hundreds of small files to a busy disk takes
+// longer than all the rest of these tests.
+func memory() string {
+	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
+		return "/dev/shm"
+	}
+	return ""
 }
 
 func fill(t *testing.T, dir string) string {
@@ -99,7 +113,7 @@ var referenceDir string
 func reference(t *testing.T) string {
 	t.Helper()
 	if referenceDir == "" {
-		dir, err := os.MkdirTemp("", "nha-train-")
+		dir, err := os.MkdirTemp(memory(), "nha-train-")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -212,8 +226,8 @@ func TestRun(t *testing.T) {
 		t.Errorf("%d lines of progress, %d of metrics:\n%s", n, len(lines), out.String())
 	}
 	b := open(t, "cpu")
-	for _, model_ := range []string{o.Out, filepath.Join(o.Out, checkpointsDir, "step-00000036")} {
-		m, err := model.Load(model_, b, model.LoadOptions{})
+	for _, from := range []string{o.Out, filepath.Join(o.Out, checkpointsDir, "step-00000036")} {
+		m, err := model.Load(from, b, model.LoadOptions{})
 		if err != nil {
 			t.Error(err)
 			continue
@@ -557,6 +571,12 @@ func TestOutErrors(t *testing.T) {
 	o.Out = filepath.Join(dir, "text.txt", "run") // a file is in the way
 	if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), "out: ") || !strings.Contains(err.Error(), "text.txt") {
 		t.Errorf("error %v", err)
+	}
+	if runtime.GOOS == "linux" {
+		o.Out = "/sys/run" // where not even root may
+		if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), "out: ") || !strings.Contains(err.Error(), o.Out) {
+			t.Errorf("error %v", err)
+		}
 	}
 	o.Out, o.Resume = filepath.Join(dir, "absent"), true
 	if _, err := Run(context.Background(), o, nil); err == nil || !strings.Contains(err.Error(), "nothing to resume in "+o.Out) {
