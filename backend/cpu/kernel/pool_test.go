@@ -120,8 +120,29 @@ func TestPoolRunDoesNotAllocate(t *testing.T) {
 	p := NewPool(2)
 	defer p.Close()
 	var task Task = poolFunc(func(worker, i int) {})
-	if n := testing.AllocsPerRun(100, func() { p.Run(16, task) }); n != 0 {
-		t.Errorf("%g allocations a Run", n)
+	for _, pause := range []time.Duration{0, time.Millisecond} { // with helpers looking for work, and asleep
+		if n := testing.AllocsPerRun(100, func() { time.Sleep(pause); p.Run(16, task) }); n != 0 {
+			t.Errorf("%g allocations a Run after %v", n, pause)
+		}
+	}
+}
+
+// Two tasks that wait for each other end only if a helper that was asleep joins in.
+func TestPoolWakesHelpers(t *testing.T) {
+	p := NewPool(2)
+	defer p.Close()
+	for range 20 {
+		time.Sleep(time.Millisecond)
+		var here atomic.Int32
+		p.Run(2, poolFunc(func(worker, i int) {
+			here.Add(1)
+			for start := time.Now(); here.Load() < 2; runtime.Gosched() {
+				if time.Since(start) > 10*time.Second {
+					t.Error("the helper never came")
+					return
+				}
+			}
+		}))
 	}
 }
 
