@@ -70,7 +70,7 @@ func (l *Loop) Restore() error {
 		return err
 	}
 	if d := differs(s.Identity, l.Identity); d != "" {
-		return fmt.Errorf("cannot resume %s: %s", l.Dir, d)
+		return fmt.Errorf("cannot resume %s: %s; to train its model on under other settings, start a new run with model %s", l.Dir, d, dir)
 	}
 	if steps := l.Trainer.settings.Steps; s.Step > steps {
 		return fmt.Errorf("cannot resume %s: steps is %d, the run has done %d", l.Dir, steps, s.Step)
@@ -127,7 +127,7 @@ func (l *Loop) Run(ctx context.Context) (Result, error) {
 		done, s := t.progress.Step, &t.settings
 		if ctx.Err() != nil || done > 0 && (done == steps || s.CheckpointEvery > 0 && done%s.CheckpointEvery == 0) {
 			if err := l.checkpoint(); err != nil {
-				return l.result(), err
+				return l.result(), l.failed(fmt.Errorf("checkpoint of step %d: %w", done, err))
 			}
 		}
 		if ctx.Err() != nil {
@@ -155,7 +155,12 @@ func (l *Loop) failed(err error) error {
 	if l.saved == 0 {
 		return err
 	}
-	return fmt.Errorf("%w; the last checkpoint is of step %d", err, l.saved)
+	return fmt.Errorf("%w; the last checkpoint is %s", err, l.path(l.saved))
+}
+
+// path is the checkpoint of a step.
+func (l *Loop) path(step int) string {
+	return filepath.Join(l.Dir, checkpointsDir, fmt.Sprintf(stepPattern, step))
 }
 
 // after is what follows a step: validation, a line of metrics, a report. When ctx is cancelled in the middle, nothing of it
@@ -233,7 +238,7 @@ func (l *Loop) checkpoint() error {
 	if s.Model, err = json.Marshal(t.model.Config); err != nil {
 		return err
 	}
-	err = writeDir(filepath.Join(l.Dir, checkpointsDir, fmt.Sprintf(stepPattern, step)), func(dir string) error {
+	err = writeDir(l.path(step), func(dir string) error {
 		if err := l.saveModel(dir); err != nil {
 			return err
 		}
@@ -243,7 +248,7 @@ func (l *Loop) checkpoint() error {
 		return s.write(filepath.Join(dir, trainerFile))
 	})
 	if err != nil {
-		return l.failed(fmt.Errorf("checkpoint of step %d: %w", step, err))
+		return err
 	}
 	l.saved = step
 	list, err := Checkpoints(l.Dir)
