@@ -5,6 +5,7 @@ import (
 
 	"nha/attention"
 	"nha/backend/cpu/kernel"
+	"nha/tensor"
 )
 
 // The operator (SPEC 1) in float32. A task is one kv head of one sequence, which walks its tokens in chunks:
@@ -116,6 +117,11 @@ type nhaWorker struct {
 	tokens  int
 	held    int // tokens that the initial ring brings
 
+	ring, dRing                    ring // the initial state's, and its gradient's
+	queries, k, v, z               column
+	outputs, lse, share            column
+	dOutputs, dQueries, dK, dV, dZ column
+
 	group, chunk         int // query heads, tokens in a chunk
 	keyWidth, valueWidth int // K and V, padded
 	slotWidth            int // M, padded
@@ -166,7 +172,16 @@ func (w *nhaWorker) begin(c *attention.Call, g *attention.Gradients, index, head
 	if w.initial != nil {
 		w.held = w.initial.Count
 	}
+	w.ring = w.ringOf(w.initial)
 	w.group = c.Group()
+	keys, values := w.group*c.KeyDim, w.group*c.ValueDim
+	w.queries, w.k, w.v, w.z = w.columnOf(c.Q, keys), w.columnOf(c.K, c.KeyDim), w.columnOf(c.V, c.ValueDim), w.columnOf(c.Z, c.Slots)
+	w.outputs, w.lse, w.share = w.columnOf(c.O, values), w.columnOf(c.LSE, w.group), w.columnOf(c.Share, w.group)
+	if g != nil {
+		w.dOutputs, w.dQueries = w.columnOf(g.DO, values), w.columnOf(g.DQ, keys)
+		w.dK, w.dV, w.dZ = w.columnOf(g.DK, c.KeyDim), w.columnOf(g.DV, c.ValueDim), w.columnOf(g.DZ, c.Slots)
+		w.dRing = w.ringOf(stateOf(g.DInitial, index))
+	}
 	w.chunk = min(nhaTokens, max(8, nhaRows/w.group), max(1, w.tokens))
 	w.keyWidth, w.valueWidth = roundUp(c.KeyDim, kernel.TileColumns), roundUp(c.ValueDim, kernel.TileColumns)
 	w.slotWidth = roundUp(c.Slots, kernel.SlotUnit)
@@ -199,46 +214,54 @@ func oddLines(columns int) int {
 // all is the number of tokens of the sequence, the ring's among them.
 func (w *nhaWorker) all() int { return w.held + w.tokens }
 
-// key and value are token e's; gate logits exist for new tokens alone.
+// A column is one kv head's part of a packed tensor, from the sequence's first token on.
+type column struct {
+	data          []float32
+	stride, width int
+}
+
+// columnOf takes width numbers for each of heads from the row of a token; nothing from an absent tensor.
+func (w *nhaWorker) columnOf(t tensor.Tensor, width int) column {
+	if !t.Present() || w.tokens == 0 || width == 0 {
+		return column{}
+	}
+	return column{t.F32()[(w.at*w.KVHeads+w.head)*width:], w.KVHeads * width, width}
+}
+
+func (c column) row(t int) []float32 { return c.data[t*c.stride : t*c.stride+c.width] }
+
+// reader is row r of the chunk, token r/group and query head r%group, in a column of the queries of a kv head.
+func (w *nhaWorker) reader(c column, r int) []float32 {
+	width := c.width / w.group
+	from := (w.first-w.held+r/w.group)*c.stride + r%w.group*width
+	return c.data[from : from+width]
+}
+
+// key, value and gate are token e's, of the ring or of the call.
 func (w *nhaWorker) key(e int) []float32 {
 	if e < w.held {
-		return ringRow(w.initial, w.initial.Keys.F32(), w.head, e, w.KeyDim)
+		return w.ring.key(e)
 	}
-	return headRow(w.call.K.F32(), w.at+e-w.held, w.KVHeads, w.head, w.KeyDim)
+	return w.k.row(e - w.held)
 }
 
 func (w *nhaWorker) value(e int) []float32 {
 	if e < w.held {
-		return ringRow(w.initial, w.initial.Values.F32(), w.head, e, w.ValueDim)
+		return w.ring.value(e)
 	}
-	return headRow(w.call.V.F32(), w.at+e-w.held, w.KVHeads, w.head, w.ValueDim)
-}
-
-func (w *nhaWorker) logits(e int) []float32 {
-	return headRow(w.call.Z.F32(), w.at+e-w.held, w.KVHeads, w.head, w.Slots)
+	return w.v.row(e - w.held)
 }
 
 // gate writes token e's log forget factors and write strengths.
 func (w *nhaWorker) gate(e int, logA, s []float32) {
-	if e < w.held {
-		copy(logA, ringRow(w.initial, w.initial.LogGates.F32(), w.head, e, w.Slots))
-		for i, l := range logA {
-			s[i] = writeStrength(l)
-		}
+	if e >= w.held {
+		kernel.GateForward(logA, s, w.z.row(e-w.held), float32(w.GateNormalizer))
 		return
 	}
-	kernel.GateForward(logA, s, w.logits(e), float32(w.GateNormalizer))
-}
-
-// queryRow is row r of the chunk, token r/group and query head r%group, of a tensor with a row of width for each query head.
-func (w *nhaWorker) queryRow(x []float32, r, width int) []float32 {
-	token, g := w.at+w.first-w.held+r/w.group, r%w.group
-	return headRow(x, token, w.QueryHeads, w.head*w.group+g, width)
-}
-
-func headRow(x []float32, token, heads, head, width int) []float32 {
-	from := (token*heads + head) * width
-	return x[from : from+width]
+	copy(logA, w.ring.gate(e))
+	for i, l := range logA {
+		s[i] = writeStrength(l)
+	}
 }
 
 // live reports whether slots take part for token e.
@@ -256,9 +279,9 @@ func load(dst kernel.Matrix, row int, src []float32, width int) []float32 {
 // startChunk moves to the tokens from e on and loads their queries and whatever enters with them.
 func (w *nhaWorker) startChunk(e int) {
 	w.first, w.count = e, min(w.chunk, w.all()-e)
-	q, scale := w.call.Q.F32(), float32(w.Scale)
+	scale := float32(w.Scale)
 	for r := range w.count * w.group {
-		kernel.Scale(load(w.q, r, w.queryRow(q, r, w.KeyDim), w.keyWidth)[:w.KeyDim], scale)
+		kernel.Scale(load(w.q, r, w.reader(w.queries, r), w.keyWidth)[:w.KeyDim], scale)
 	}
 	if !w.idle() {
 		w.loadEntering()

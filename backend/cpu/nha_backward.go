@@ -103,7 +103,7 @@ func (w *nhaWorker) startAdjoints() {
 		load(w.keyAdjoint, i, key, w.keyWidth)
 		load(w.valueAdjoint, i, value, w.valueWidth)
 	}
-	from := w.all() - min(w.Window, w.all())
+	ring, from := w.ringOf(final), w.all()-min(w.Window, w.all())
 	first := from
 	if w.Slots == 0 {
 		first = 0 // there is nothing to enter
@@ -116,13 +116,13 @@ func (w *nhaWorker) startAdjoints() {
 		if final == nil || e < from {
 			continue
 		}
-		copy(dKey, ringRow(final, final.Keys.F32(), w.head, e-from, w.KeyDim))
-		copy(dValue, ringRow(final, final.Values.F32(), w.head, e-from, w.ValueDim))
-		if w.Slots > 0 && len(dGate) > 0 {
-			copy(dGate, ringRow(final, final.LogGates.F32(), w.head, e-from, w.Slots))
+		copy(dKey, ring.key(e-from))
+		copy(dValue, ring.value(e-from))
+		if len(dGate) > 0 {
+			copy(dGate, ring.gate(e-from))
 			if e >= w.held {
 				clear(w.gateScratch) // dA is the gradient of log a here
-				kernel.GateBackward(dGate, dGate, w.gateScratch[:w.Slots], w.logits(e), float32(w.GateNormalizer))
+				kernel.GateBackward(dGate, dGate, w.gateScratch[:w.Slots], w.z.row(e-w.held), float32(w.GateNormalizer))
 			}
 		}
 	}
@@ -132,52 +132,46 @@ func (w *nhaWorker) startAdjoints() {
 // state's, dGate being that of log a, or nowhere.
 func (w *nhaWorker) gradients(e int) (dKey, dValue, dGate []float32) {
 	if e >= w.held {
-		at := w.at + e - w.held
-		dKey = headRow(w.grads.DK.F32(), at, w.KVHeads, w.head, w.KeyDim)
-		dValue = headRow(w.grads.DV.F32(), at, w.KVHeads, w.head, w.ValueDim)
 		if w.Slots > 0 {
-			dGate = headRow(w.grads.DZ.F32(), at, w.KVHeads, w.head, w.Slots)
+			dGate = w.dZ.row(e - w.held)
 		}
-		return dKey, dValue, dGate
+		return w.dK.row(e - w.held), w.dV.row(e - w.held), dGate
 	}
-	d := stateOf(w.grads.DInitial, w.index)
-	if d == nil {
+	if w.dRing.rows == 0 {
 		return nil, nil, nil
 	}
-	dKey, dValue = ringRow(d, d.Keys.F32(), w.head, e, w.KeyDim), ringRow(d, d.Values.F32(), w.head, e, w.ValueDim)
 	if w.Slots > 0 {
-		dGate = ringRow(d, d.LogGates.F32(), w.head, e, w.Slots)
+		dGate = w.dRing.gate(e)
 	}
-	return dKey, dValue, dGate
+	return w.dRing.key(e), w.dRing.value(e), dGate
 }
 
 func (w *nhaWorker) backwardChunk() {
 	rows := w.count * w.group
-	o, dO, lse := w.call.O.F32(), w.grads.DO.F32(), w.call.LSE.F32()
 	for r := range rows {
-		row := w.queryRow(dO, r, w.ValueDim)
-		w.inner[r] = kernel.Dot(row, w.queryRow(o, r, w.ValueDim))
+		row := w.reader(w.dOutputs, r)
+		w.inner[r] = kernel.Dot(row, w.reader(w.outputs, r))
 		load(w.dO, r, row, w.valueWidth)
 	}
 	clear(w.dq.Data[:rows*w.dq.Stride])
 	if !w.idle() {
-		w.backwardSlots(lse)
+		w.backwardSlots()
 	}
 	if w.Window > 0 {
 		w.aim()
 		w.rotateQueries()
-		w.backwardWindow(lse)
+		w.backwardWindow()
 	}
-	dq, scale := w.grads.DQ.F32(), float32(w.Scale)
+	scale := float32(w.Scale)
 	for r := range rows {
-		row := w.queryRow(dq, r, w.KeyDim)
+		row := w.reader(w.dQueries, r)
 		clear(row)
 		kernel.Axpy(row, scale, w.dq.Row(r)[:w.KeyDim])
 	}
 }
 
 // backwardSlots is the slots' part. The states are those of the chunk's start.
-func (w *nhaWorker) backwardSlots(lse []float32) {
+func (w *nhaWorker) backwardSlots() {
 	keys, values := w.keyShape(), w.valueShape()
 	w.walk.Stride = w.keyState.Stride
 	copy(w.walk.Data, w.keyState.Data)
@@ -192,7 +186,7 @@ func (w *nhaWorker) backwardSlots(lse []float32) {
 			clear(d)
 			continue
 		}
-		kernel.ExpSum(p, p, w.queryRow(lse, r, 1)[0])
+		kernel.ExpSum(p, p, w.reader(w.lse, r)[0])
 		kernel.SoftmaxBackward(d, p, w.reads.Row(r)[:w.Slots], w.inner[r])
 	}
 	clear(w.dA.Data)
@@ -209,7 +203,7 @@ func (w *nhaWorker) backwardSlots(lse []float32) {
 		copy(dKey, w.dx.Row(t))
 		copy(dValue, w.dy.Row(t))
 		if j >= w.held {
-			kernel.GateBackward(dGate, w.dA.Row(t)[:w.Slots], w.logA.Row(t)[:w.Slots], w.logits(j), float32(w.GateNormalizer))
+			kernel.GateBackward(dGate, w.dA.Row(t)[:w.Slots], w.logA.Row(t)[:w.Slots], w.z.row(j-w.held), float32(w.GateNormalizer))
 			continue
 		}
 		kernel.Exp(w.gateScratch[:len(dGate)], w.logA.Row(t)[:len(dGate)])
@@ -223,13 +217,13 @@ func (w *nhaWorker) backwardSlots(lse []float32) {
 const keyRows = 12
 
 // backwardWindow is the window's part, group of tiles by group of tiles.
-func (w *nhaWorker) backwardWindow(lse []float32) {
+func (w *nhaWorker) backwardWindow() {
 	rows, end := w.count*w.group, w.first+w.count
 	clear(w.dRotated.Data[:rows*w.dRotated.Stride])
 	for tile := w.windowStart(w.first) / nhaTile; tile*nhaTile < end; tile += w.groupTiles {
 		from, to := tile*nhaTile, min(end, (tile+w.groupTiles)*nhaTile)
 		for r := 0; r < rows; r += bandRows {
-			w.backwardBand(w.bandAt(r, from, to), to, lse)
+			w.backwardBand(w.bandAt(r, from, to), to)
 		}
 		for key := max(from, w.windowStart(w.first)); key < to; {
 			next := min(to, key+keyRows, (key/nhaTile+1)*nhaTile)
@@ -246,7 +240,7 @@ func (w *nhaWorker) backwardWindow(lse []float32) {
 
 // backwardBand turns a band's scores into probabilities and their gradients, 0 where a row does not see a key that others do, and
 // takes the queries' gradients from them.
-func (w *nhaWorker) backwardBand(b band, to int, lse []float32) {
+func (w *nhaWorker) backwardBand(b band, to int) {
 	if b.lo < b.hi {
 		w.eachTile(b, func(k *nhaKeys, lo, hi int) {
 			w.product(b, w.rq, w.keyWidth, k.keysT, k.index, lo, hi, w.scores)
@@ -265,7 +259,7 @@ func (w *nhaWorker) backwardBand(b band, to int, lse []float32) {
 			clear(x[min(from, lo):lo])
 			clear(x[hi:max(hi, until)])
 		}
-		kernel.ExpSum(p[lo:hi], p[lo:hi], w.queryRow(lse, r, 1)[0])
+		kernel.ExpSum(p[lo:hi], p[lo:hi], w.reader(w.lse, r)[0])
 		kernel.SoftmaxBackward(d[lo:hi], p[lo:hi], d[lo:hi], w.inner[r])
 	}
 	if b.lo >= b.hi {

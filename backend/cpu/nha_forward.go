@@ -57,10 +57,6 @@ func (w *nhaWorker) forwardChunk() {
 			}
 		}
 	}
-	lse, share := w.call.LSE.F32(), []float32(nil)
-	if w.call.Share.Present() {
-		share = w.call.Share.F32()
-	}
 	for r := range rows {
 		p, fromSlots := w.weights.Row(r)[:w.Slots], float32(0)
 		if w.live(w.first + r/w.group) {
@@ -71,17 +67,16 @@ func (w *nhaWorker) forwardChunk() {
 		total := w.sum[r] + fromSlots
 		kernel.Scale(p, 1/total)
 		kernel.Scale(w.o.Row(r)[:w.ValueDim], 1/total)
-		w.queryRow(lse, r, 1)[0] = w.top[r] + float32(math.Log(float64(total)))
-		if share != nil {
-			w.queryRow(share, r, 1)[0] = fromSlots / total
+		w.reader(w.lse, r)[0] = w.top[r] + float32(math.Log(float64(total)))
+		if w.share.data != nil {
+			w.reader(w.share, r)[0] = fromSlots / total
 		}
 	}
 	if !w.idle() {
 		kernel.SlotWrite(w.valueShape(), w.valueState, w.y, w.s, w.weights, w.o)
 	}
-	o := w.call.O.F32()
 	for r := range rows {
-		copy(w.queryRow(o, r, w.ValueDim), w.o.Row(r))
+		copy(w.reader(w.outputs, r), w.o.Row(r))
 	}
 }
 

@@ -10,11 +10,43 @@ import (
 
 // Decode states (SPEC 1.1) as the operator reads and leaves them.
 
-// ringRow is one head's row of a ring tensor for the ring's i-th oldest token.
-func ringRow(s *attention.State, x []float32, head, i, width int) []float32 {
-	from := (head*s.Capacity() + s.Row(i)) * width
-	return x[from : from+width]
+// A ring is one kv head's rows of a state's ring; the zero ring holds nothing.
+type ring struct {
+	keys, values, gates     []float32
+	start, rows             int
+	keyDim, valueDim, slots int
 }
+
+func (w *nhaWorker) ringOf(s *attention.State) ring {
+	if s == nil || s.Capacity() == 0 {
+		return ring{}
+	}
+	head := func(t tensor.Tensor, width int) []float32 {
+		if !t.Present() {
+			return nil
+		}
+		n := s.Capacity() * width
+		return t.F32()[w.head*n : (w.head+1)*n]
+	}
+	return ring{
+		head(s.Keys, w.KeyDim), head(s.Values, w.ValueDim), head(s.LogGates, w.Slots),
+		s.Start, s.Capacity(), w.KeyDim, w.ValueDim, w.Slots,
+	}
+}
+
+// row is where the i-th oldest token lies.
+func (r *ring) row(i int) int {
+	if i += r.start; i >= r.rows {
+		i -= r.rows
+	}
+	return i
+}
+
+func (r *ring) key(i int) []float32   { return rowOf(r.keys, r.row(i), r.keyDim) }
+func (r *ring) value(i int) []float32 { return rowOf(r.values, r.row(i), r.valueDim) }
+func (r *ring) gate(i int) []float32  { return rowOf(r.gates, r.row(i), r.slots) }
+
+func rowOf(x []float32, i, width int) []float32 { return x[i*width : (i+1)*width] }
 
 // writeStrength is s = -expm1(log a), by its series where 1 - a would cancel.
 func writeStrength(logA float32) float32 {
@@ -117,18 +149,17 @@ func (w *nhaWorker) storeRing(final *attention.State) {
 	if final == w.initial {
 		oldest, shift = max(from, w.held), final.Start
 	}
-	keys, values := final.Keys.F32(), final.Values.F32()
+	to := w.ringOf(final)
 	for e := oldest; e < w.all(); e++ {
-		row := w.head*rows + (e+shift)%rows
-		copy(keys[row*w.KeyDim:(row+1)*w.KeyDim], w.key(e))
-		copy(values[row*w.ValueDim:(row+1)*w.ValueDim], w.value(e))
-		if w.Slots > 0 {
-			logA := final.LogGates.F32()[row*w.Slots : (row+1)*w.Slots]
-			if e < w.held {
-				copy(logA, ringRow(w.initial, w.initial.LogGates.F32(), w.head, e, w.Slots))
-			} else {
-				kernel.GateForward(logA, w.gateScratch[:w.Slots], w.logits(e), float32(w.GateNormalizer))
-			}
+		row := (e + shift) % rows
+		copy(rowOf(to.keys, row, w.KeyDim), w.key(e))
+		copy(rowOf(to.values, row, w.ValueDim), w.value(e))
+		switch {
+		case w.Slots == 0:
+		case e < w.held:
+			copy(rowOf(to.gates, row, w.Slots), w.ring.gate(e))
+		default:
+			kernel.GateForward(rowOf(to.gates, row, w.Slots), w.gateScratch[:w.Slots], w.z.row(e-w.held), float32(w.GateNormalizer))
 		}
 	}
 }

@@ -47,9 +47,9 @@ func (w *nhaWorker) step() {
 		total += fromSlots
 		kernel.Scale(u, 1/total)
 		kernel.Scale(p, 1/total)
-		w.queryRow(w.call.LSE.F32(), r, 1)[0] = top + float32(math.Log(float64(total)))
-		if w.call.Share.Present() {
-			w.queryRow(w.call.Share.F32(), r, 1)[0] = fromSlots / total
+		w.reader(w.lse, r)[0] = top + float32(math.Log(float64(total)))
+		if w.share.data != nil {
+			w.reader(w.share, r)[0] = fromSlots / total
 		}
 	}
 	for u := from; u <= e && w.Window > 0; u++ {
@@ -62,7 +62,7 @@ func (w *nhaWorker) step() {
 		kernel.SlotWrite(w.valueShape(), w.valueState, w.y, w.s, w.weights, w.o)
 	}
 	for r := range w.group {
-		copy(w.queryRow(w.call.O.F32(), r, w.ValueDim), w.o.Row(r))
+		copy(w.reader(w.outputs, r), w.o.Row(r))
 	}
 	switch {
 	case final == nil:
