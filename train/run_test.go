@@ -391,6 +391,15 @@ func TestInterruptedValidation(t *testing.T) {
 				t.Errorf("a line for step %d, which was never validated", line.Step)
 			}
 		}
+		// A second start that is killed before its first checkpoint has written the line already.
+		m, err := openMetrics(o.Out, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.add(Line{Step: at}); err != nil {
+			t.Fatal(err)
+		}
+		m.file.Close()
 		o.Resume = true
 		mustRun(t, o)
 		sameEnd(t, peace, o.Out)
