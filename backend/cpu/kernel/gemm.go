@@ -8,11 +8,13 @@ package kernel
 // memory is packed only where that pays: B, because its rows are far apart and a panel is read m/6 times; A, once its
 // block outgrows L1.
 //
-// Two ways to share the work. A tall product packs B once for all, in parallel, and then hands out blocks of rows. A
-// flat or small one hands out ranges of columns (or rows), each of which packs its own panels just before use. Every element of
+// Two ways to share the work. A tall product packs B once for all, in parallel, and then hands out blocks of C. A
+// flat one hands out ranges of columns, each of which packs its own panels just before use. Every element of
 // C is the same sum in the same order either way, so neither the number of threads nor the split changes a bit.
 //
-// The floor is 2 fused multiply-adds of a whole vector a cycle.
+// The floor is 2 fused multiply-adds of a whole vector a cycle. On 2 cores of Zen 3 (EPYC, AVX2, about 3.1 GHz) a tile in L1
+// reaches 101 GFLOP/s a core; whole products 95 on one core, and on both 182 to 187 at 512 cubed, 175 at 1024, 160 to 185
+// at the shapes of small models (OpenBLAS, best of many runs there: 186 at 512, 169 at 1024).
 
 //go:generate go run -C _asm ./gemm -out ../gemm_amd64.s -stubs ../gemm_amd64.go -pkg kernel
 
@@ -26,11 +28,11 @@ const (
 )
 
 const (
-	gemmM      = 96 // rows in a block of A: 144 KB at most, a part of L2
-	gemmPacked = 4 << 20
-	gemmMaxRow = 12 // largest tile of any instruction set
+	gemmM      = 96      // rows in a block of A: 144 KB at most, a part of L2
+	gemmPacked = 4 << 20 // elements of B packed in one round, 16 MB: half of L3
+	gemmMaxRow = 12      // largest tile of any instruction set
 	gemmMaxCol = 32
-	gemmSlack  = 16
+	gemmSlack  = 16 // what gemmCopy may write behind its last row
 	// gemmPad keeps packed rows of A out of step: a tile reads all of them at once, from distinct sets of L1. Measured on one
 	// tile in L1, GFLOP/s: 88 at 0 and k 256, 101 at 2 to 32.
 	gemmPad = 8
@@ -202,11 +204,13 @@ func (j *gemmJob) run(p *Pool) {
 			p.Run(j.cols, j)
 			j.phase = gemmCompute
 			j.rows, j.cols = ceil(g.m, gemmM), 1
-			if j.rows < 4*p.threads {
+			if j.rows < 4*p.threads && !g.packA {
+				j.cols = min(panels, ceil(4*p.threads, j.rows))
+			} else if j.rows < 4*p.threads {
 				j.rows = max(j.rows, min(4*p.threads, ceil(g.m, 4*gemmRows)))
-			}
-			if j.rows < 2*p.threads {
-				j.cols = g.ranges(1, p.threads)
+				if j.rows < 2*p.threads {
+					j.cols = g.ranges(1, p.threads)
+				}
 			}
 			p.Run(j.rows*j.cols, j)
 		}
@@ -267,7 +271,7 @@ func (g *gemmCall) depth(q int) (from, to int) {
 
 func grow(buffer *[]float32, n int) []float32 {
 	if cap(*buffer) < n {
-		*buffer = make([]float32, n+n/4)
+		*buffer = make([]float32, n)
 	}
 	return (*buffer)[:n]
 }

@@ -82,8 +82,7 @@ func gemmTile1x4(sums *[4]float32, k int, a []float32, aCol int, b []float32, bR
 	*sums = [4]float32{c0, c1, c2, c3}
 }
 
-// gemmCopyGeneric copies the first width floats, 1 to 16, of each row. Behind them it may write zeros, up to a multiple of 8;
-// gemmSlack is what that can take behind the last row.
+// gemmCopyGeneric copies the first width floats, 1 to 16, of each row. Behind them it may write zeros, up to a multiple of 8.
 func gemmCopyGeneric(rows, width int, src []float32, srcRow int, dst []float32, dstRow int) {
 	for p := range rows {
 		copy(dst[p*dstRow:p*dstRow+width], src[p*srcRow:])

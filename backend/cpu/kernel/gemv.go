@@ -6,11 +6,11 @@ package kernel
 // Ranges of W's rows go to the threads.
 
 const (
-	gemvRows   = 16       // m up to which a product is skinny
-	gemvChunk  = 64 << 10 // bytes of W to a range
-	gemvCols   = 64       // columns of C computed before they are written
-	gemvStride = gemvCols + 4
-	gemvSerial = 64 << 10 // elements of W, times m, below which one thread is faster
+	gemvRows   = 16           // m up to which a product is skinny
+	gemvChunk  = 64 << 10     // bytes of W to a range
+	gemvCols   = 64           // columns of C computed before they are written
+	gemvStride = gemvCols + 4 // the kernels write four at a time
+	gemvSerial = 64 << 10     // elements of W, times m, below which one thread is faster
 )
 
 // The kernels in use, how many rows of x they take, and what k must be a multiple of.
