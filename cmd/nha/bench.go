@@ -25,8 +25,9 @@ func newBench() *cobra.Command {
 		Use: "bench", Short: "Measure speed: matrix products, the operator, training, decoding",
 		Long: "Bench prints medians, one line for every combination of the sizes given. The environment variable NHA_CPU forces an\n" +
 			"instruction set of the cpu backend.",
-		Args: noVerb,
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+		Example: "  nha bench gemm\n  nha bench decode --model runs/small --json",
+		Args:    noVerb,
+		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(newBenchGEMM(), newBenchOperator(), newBenchTrain(), newBenchDecode())
 	return c

@@ -23,8 +23,11 @@ func newDoctor() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			lines, wrong := 0, 0
+			lines, wrong, first := 0, 0, ""
 			report := func(l doctor.Line) {
+				if !l.OK && first == "" {
+					first = fmt.Sprintf("%s of %s on %s", l.Tensor, l.Case, l.Backend)
+				}
 				if lines++; flags.json {
 					_ = printJSON(c, l) // a closed pipe ends the program anyway
 				} else {
@@ -44,7 +47,7 @@ func newDoctor() *cobra.Command {
 				}
 			}
 			if wrong > 0 {
-				return fmt.Errorf("%d of %d tensors are outside their limit", wrong, lines)
+				return fmt.Errorf("%d of %d tensors are outside their limits, first %s", wrong, lines, first)
 			}
 			if !flags.json {
 				fmt.Fprintf(c.OutOrStdout(), "all %d tensors within their limits\n", lines)

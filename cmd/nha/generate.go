@@ -33,7 +33,7 @@ func newGenerate() *cobra.Command {
 			"set comes from the model's generation_config.json. A --session file is continued where it is and made where it is not: what was\n" +
 			"read once is never read again, and its size does not grow with the conversation.",
 		Example: "  nha generate runs/small --prompt 'Once upon a time' --temperature 0.8\n" +
-			"  nha generate runs/small --session talk.session --prompt 'More.' \n" +
+			"  nha generate runs/small --session talk.session --prompt 'More.'\n" +
 			"  nha generate runs/small --session talk.session --fork other.session --prompt 'Or else.'\n" +
 			"  nha generate runs/small --memory --prompt 'Once'\n" +
 			"  nha generate runs/small --input prompts.jsonl > continuations.jsonl",
@@ -90,6 +90,15 @@ func runGenerate(c *cobra.Command, dir string, o generateOptions, s generate.Sam
 		return err
 	}
 	defer b.Close()
+	if o.windows != "" {
+		cfg, err := model.ReadConfig(dir)
+		if err != nil {
+			return err
+		}
+		if _, err := model.ParseWindows(o.windows, cfg.NumHiddenLayers); err != nil {
+			return usageError{fmt.Errorf("--windows: %w", err)}
+		}
+	}
 	m, err := model.Load(dir, b, model.LoadOptions{Windows: o.windows})
 	if err != nil {
 		return err
