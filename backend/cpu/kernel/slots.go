@@ -32,12 +32,14 @@ type SlotShape struct {
 
 // The units that slots and columns are padded to.
 const (
-	SlotUnit   = 8
-	ColumnUnit = 16
+	SlotUnit   = 4
+	ColumnUnit = 32
+
+	slotBlock = 4 * 32 // the largest block of slots by columns that lies in registers
 )
 
 // SlotKeep is how much scratch SlotBackward needs for a number of tokens.
-func SlotKeep(tokens int) int { return (tokens + 1) * SlotUnit * ColumnUnit }
+func SlotKeep(tokens int) int { return (tokens + 1) * slotBlock }
 
 type slotSet struct {
 	read            func(d SlotShape, state, x, s, q, out Matrix)

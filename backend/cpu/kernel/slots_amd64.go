@@ -24,22 +24,22 @@ func slotBackwardKeysAVX2(state *float32, stateRow int, u *float32, uRow int, x 
 //go:noescape
 func slotBackwardValuesAVX2(state *float32, stateRow int, u *float32, uRow int, x *float32, xRow int, s *float32, sRow int, weight *float32, weightRow int, q *float32, qRow int, dq *float32, dqRow int, dx *float32, dxRow int, da *float32, daRow int, keep *float32, tokens int, group int, blocks int)
 
-// slotReadAVX512 is SlotRead for 16 columns, strides in bytes; add: to what earlier columns gave.
+// slotReadAVX512 is SlotRead for 32 columns, strides in bytes; add: to what earlier columns gave.
 //
 //go:noescape
 func slotReadAVX512(state *float32, stateRow int, x *float32, xRow int, s *float32, sRow int, q *float32, qRow int, out *float32, outRow int, tokens int, group int, blocks int, add int)
 
-// slotWriteAVX512 is SlotWrite for 16 columns, strides in bytes.
+// slotWriteAVX512 is SlotWrite for 32 columns, strides in bytes.
 //
 //go:noescape
 func slotWriteAVX512(state *float32, stateRow int, x *float32, xRow int, s *float32, sRow int, p *float32, pRow int, o *float32, oRow int, tokens int, group int, blocks int)
 
-// slotBackwardKeysAVX512 is SlotBackward for 16 columns, strides in bytes.
+// slotBackwardKeysAVX512 is SlotBackward for 32 columns, strides in bytes.
 //
 //go:noescape
 func slotBackwardKeysAVX512(state *float32, stateRow int, u *float32, uRow int, x *float32, xRow int, s *float32, sRow int, weight *float32, weightRow int, q *float32, qRow int, dq *float32, dqRow int, dx *float32, dxRow int, da *float32, daRow int, keep *float32, tokens int, group int, blocks int)
 
-// slotBackwardValuesAVX512 is SlotBackward for 16 columns, strides in bytes.
+// slotBackwardValuesAVX512 is SlotBackward for 32 columns, strides in bytes.
 //
 //go:noescape
 func slotBackwardValuesAVX512(state *float32, stateRow int, u *float32, uRow int, x *float32, xRow int, s *float32, sRow int, weight *float32, weightRow int, q *float32, qRow int, dq *float32, dqRow int, dx *float32, dxRow int, da *float32, daRow int, keep *float32, tokens int, group int, blocks int)

@@ -127,7 +127,7 @@ func TestSlotKernels(t *testing.T) {
 			t.Fatal(err)
 		}
 		for seed, d := range []SlotShape{
-			{1, 1, 8, 16}, {5, 1, 8, 32}, {64, 1, 64, 64}, {33, 2, 24, 48}, {16, 4, 16, 128}, {3, 3, 80, 16},
+			{1, 1, 4, 32}, {5, 1, 8, 64}, {64, 1, 64, 64}, {33, 2, 20, 96}, {16, 4, 16, 128}, {3, 3, 80, 32},
 		} {
 			t.Run(fmt.Sprintf("%s/%v", name, d), func(t *testing.T) {
 				c := newSlotCase(uint64(seed), d)

@@ -1,7 +1,7 @@
 // Command slots writes the assembly of the slot kernels, slots_amd64.s, for AVX2 and AVX-512 from one text.
 //
-// A block of slots by 16 columns is eight vector registers: 4 slots of 2 vectors, or 8 slots of 1. Around it, the kernel walks the
-// tokens of a chunk; around that, the blocks of slots. The caller's loop over columns is the outermost, so that the chunk's
+// A block of 4 slots by 2 vectors lies in eight registers. Around it, the kernel walks the tokens of a chunk; around that, the
+// blocks of slots. The caller's loop over columns is the outermost, so that the chunk's
 // columns stay in L1 while all slots pass.
 //
 // Sums over columns end in adding up the lanes of a vector for each slot, a chain of some 20 cycles. The machine's scheduler holds
@@ -14,17 +14,21 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// A set is one instruction set: a block is rows slots of vectors vectors.
+const (
+	rows    = 4 // of a block
+	vectors = 2 // of a row
+)
+
+// A set is one instruction set.
 type set struct {
-	name          string
-	rows, vectors int
-	bytes         int // of a vector
-	vector        func() reg.VecVirtual
+	name   string
+	bytes  int // of a vector
+	vector func() reg.VecVirtual
 }
 
 var sets = []set{
-	{"AVX2", 4, 2, 32, YMM},
-	{"AVX512", 8, 1, 64, ZMM},
+	{"AVX2", 32, YMM},
+	{"AVX512", 64, ZMM},
 }
 
 func main() {
@@ -39,8 +43,11 @@ func main() {
 	Generate()
 }
 
-// columnBytes is 16 columns of float32.
-const columnBytes = 64
+// rowBytes is the width of a block: 16 or 32 columns of float32.
+func (s set) rowBytes() int { return vectors * s.bytes }
+
+// columns names the width in documentation.
+func (s set) columns() string { return map[int]string{64: "16", 128: "32"}[s.rowBytes()] }
 
 // argument is a parameter where it lies on the stack: strides are added from there, registers are few.
 func argument(name string) Mem {
@@ -59,9 +66,9 @@ func at(p reg.Register, offset int) Mem { return Mem{Base: p, Disp: offset} }
 type block [][]reg.VecVirtual
 
 func (s set) newBlock() block {
-	b := make(block, s.rows)
+	b := make(block, rows)
 	for r := range b {
-		for range s.vectors {
+		for range vectors {
 			b[r] = append(b[r], s.vector())
 		}
 	}
@@ -69,7 +76,7 @@ func (s set) newBlock() block {
 }
 
 func (s set) vectorsOf(p reg.Register) []reg.VecVirtual {
-	v := make([]reg.VecVirtual, s.vectors)
+	v := make([]reg.VecVirtual, vectors)
 	for j := range v {
 		v[j] = s.vector()
 		VMOVUPS(at(p, j*s.bytes), v[j])
@@ -139,24 +146,17 @@ func (s set) sums(v []reg.VecVirtual) reg.VecVirtual {
 		VADDPS(b, a, a)
 		return a
 	}
-	if s.rows == 4 {
-		q := quad(v[0], v[1], v[2], v[3])
-		high := XMM()
-		VEXTRACTF128(U8(1), q, high)
-		VADDPS(high, q.AsX(), high)
-		return high
+	q := quad(v[0], v[1], v[2], v[3])
+	y := q
+	if s.bytes == 64 {
+		y = YMM()
+		VEXTRACTF64X4(U8(1), q, y)
+		VADDPS(q.AsY(), y, y)
 	}
-	p, q := quad(v[0], v[1], v[2], v[3]), quad(v[4], v[5], v[6], v[7])
-	t := ZMM()
-	VSHUFF32X4(U8(0x44), q, p, t)
-	VSHUFF32X4(U8(0xee), q, p, p)
-	VADDPS(p, t, t)
-	high, low := YMM(), YMM()
-	VEXTRACTF64X4(U8(1), t, high)
-	VPERM2F128(U8(0x20), high, t.AsY(), low)
-	VPERM2F128(U8(0x31), high, t.AsY(), high)
-	VADDPS(high, low, low)
-	return low
+	x := XMM()
+	VEXTRACTF128(U8(1), y, x)
+	VADDPS(y.AsX(), x, x)
+	return x
 }
 
 // blocks loops body over the blocks of slots; offset is the bytes of the slots before the block.
@@ -165,7 +165,7 @@ func (s set) blocks(body func(offset reg.Register)) {
 	XORQ(offset, offset)
 	Label("block")
 	body(offset)
-	ADDQ(U8(4*s.rows), offset)
+	ADDQ(U8(4*rows), offset)
 	DECQ(left)
 	JNE(LabelRef("block"))
 	VZEROUPPER()
@@ -181,7 +181,7 @@ func shifted(name string, offset reg.Register) reg.GPVirtual {
 
 func (s set) read() {
 	TEXT("slotRead"+s.name, NOSPLIT, "func(state *float32, stateRow int, x *float32, xRow int, s *float32, sRow int, q *float32, qRow int, out *float32, outRow int, tokens, group, blocks, add int)")
-	Doc("slotRead" + s.name + " is SlotRead for 16 columns, strides in bytes; add: to what earlier columns gave.")
+	Doc("slotRead" + s.name + " is SlotRead for " + s.columns() + " columns, strides in bytes; add: to what earlier columns gave.")
 	Pragma("noescape")
 	state := pointer("state")
 	s.blocks(func(offset reg.Register) {
@@ -189,7 +189,7 @@ func (s set) read() {
 		s.load(b, state, "stateRow")
 		x, q, strength, out := pointer("x"), pointer("q"), shifted("s", offset), shifted("out", offset)
 		tokens, group := pointer("tokens"), pointer("group")
-		sums := make([]reg.VecVirtual, s.rows)
+		sums := make([]reg.VecVirtual, rows)
 		for r := range sums {
 			sums[r] = s.vector()
 		}
@@ -197,7 +197,7 @@ func (s set) read() {
 			v := s.vectorsOf(q)
 			for r := range b {
 				VMULPS(v[0], b[r][0], sums[r])
-				for j := 1; j < s.vectors; j++ {
+				for j := 1; j < vectors; j++ {
 					VFMADD231PS(v[j], b[r][j], sums[r])
 				}
 			}
@@ -242,7 +242,7 @@ func (s set) read() {
 
 func (s set) write() {
 	TEXT("slotWrite"+s.name, NOSPLIT, "func(state *float32, stateRow int, x *float32, xRow int, s *float32, sRow int, p *float32, pRow int, o *float32, oRow int, tokens, group, blocks int)")
-	Doc("slotWrite" + s.name + " is SlotWrite for 16 columns, strides in bytes.")
+	Doc("slotWrite" + s.name + " is SlotWrite for " + s.columns() + " columns, strides in bytes.")
 	Pragma("noescape")
 	state := pointer("state")
 	s.blocks(func(offset reg.Register) {
@@ -278,10 +278,10 @@ func (s set) write() {
 func (s set) backward(of string, wantQ bool) {
 	name := "slotBackward" + of + s.name
 	TEXT(name, NOSPLIT, "func(state *float32, stateRow int, u *float32, uRow int, x *float32, xRow int, s *float32, sRow int, weight *float32, weightRow int, q *float32, qRow int, dq *float32, dqRow int, dx *float32, dxRow int, da *float32, daRow int, keep *float32, tokens, group, blocks int)")
-	Doc(name + " is SlotBackward for 16 columns, strides in bytes.")
+	Doc(name + " is SlotBackward for " + s.columns() + " columns, strides in bytes.")
 	Pragma("noescape")
-	keepBytes := s.rows * columnBytes
-	kept := func(keep reg.Register, r, j int) Mem { return at(keep, r*columnBytes+j*s.bytes) }
+	keepBytes := rows * s.rowBytes()
+	kept := func(keep reg.Register, r, j int) Mem { return at(keep, r*s.rowBytes()+j*s.bytes) }
 	state, adjoint := pointer("state"), pointer("u")
 	s.blocks(func(offset reg.Register) {
 		x, strength, keep, tokens := pointer("x"), shifted("s", offset), pointer("keep"), pointer("tokens")
@@ -386,7 +386,7 @@ func (s set) backward(of string, wantQ bool) {
 		tokens = pointer("tokens")
 		Label("sum")
 		ADDQ(U32(keepBytes), keep)
-		sums := make([]reg.VecVirtual, s.rows)
+		sums := make([]reg.VecVirtual, rows)
 		for r := range sums {
 			sums[r] = s.vector()
 			VMOVUPS(at(keep, r*s.bytes), sums[r])
