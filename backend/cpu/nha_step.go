@@ -52,11 +52,8 @@ func (w *nhaWorker) step() {
 			w.reader(w.share, r)[0] = fromSlots / total
 		}
 	}
-	for u := from; u <= e && w.Window > 0; u++ {
-		value := w.value(u)
-		for r := range w.group {
-			kernel.Axpy(w.o.Row(r)[:w.ValueDim], window.Row(r)[u-from], value)
-		}
+	if w.Window > 0 {
+		w.stepValues(window, from)
 	}
 	if !w.idle() {
 		kernel.SlotWrite(w.valueShape(), w.valueState, w.y, w.s, w.weights, w.o)
@@ -83,11 +80,43 @@ func (w *nhaWorker) stepScores(to kernel.Matrix, from int) {
 		w.cos, w.sin = w.Rope.Table(w.held + 1)
 	}
 	w.rotateQueries()
-	key := w.floats(w.KeyDim)
-	for u := from; u <= w.held; u++ {
-		w.rotate(key, w.key(u), u, false)
+	w.eachStretch(from, func(u, n int, keys, _ []float32) {
 		for r := range w.group {
-			to.Row(r)[u-from] = kernel.Dot(key, w.rq.Row(r)[:w.KeyDim])
+			q, out := w.rq.Row(r)[:w.KeyDim], to.Row(r)[u-from:u-from+n]
+			if w.Rope != nil {
+				kernel.RotatedDots(out, keys, w.cos[u*w.KeyDim/2:], w.sin[u*w.KeyDim/2:], q)
+				continue
+			}
+			for i := range out {
+				out[i] = kernel.Dot(keys[i*w.KeyDim:(i+1)*w.KeyDim], q)
+			}
 		}
+	})
+}
+
+// stepValues adds the window's values under the probabilities p.
+func (w *nhaWorker) stepValues(p kernel.Matrix, from int) {
+	w.eachStretch(from, func(u, n int, _, values []float32) {
+		if w.ValueDim%kernel.TileWidth() == 0 {
+			kernel.MatrixTiles(w.group, w.ValueDim, n, p.Data[u-from:], p.Stride, 1, kernel.Matrix{Data: values, Stride: w.ValueDim}, w.o, true)
+			return
+		}
+		for i := range n {
+			for r := range w.group {
+				kernel.Axpy(w.o.Row(r)[:w.ValueDim], p.Row(r)[u-from+i], values[i*w.ValueDim:(i+1)*w.ValueDim])
+			}
+		}
+	})
+}
+
+// eachStretch calls f for the tokens from u on that lie together in memory, with their keys and values: two stretches of the ring
+// at most, and the new token.
+func (w *nhaWorker) eachStretch(from int, f func(u, n int, keys, values []float32)) {
+	for u := from; u < w.held; {
+		row := w.ring.row(u)
+		n := min(w.held-u, w.ring.rows-row)
+		f(u, n, w.ring.keys[row*w.KeyDim:(row+n)*w.KeyDim], w.ring.values[row*w.ValueDim:(row+n)*w.ValueDim])
+		u += n
 	}
+	f(w.held, 1, w.k.row(0), w.v.row(0))
 }

@@ -1614,3 +1614,52 @@ one:
 done:
 	VZEROUPPER
 	RET
+
+// func rotatedDotsAVX2(out *float32, keys *float32, cos *float32, sin *float32, q *float32, n int, half int)
+// Requires: AVX, FMA3
+TEXT ·rotatedDotsAVX2(SB), NOSPLIT, $0-56
+	MOVQ out+0(FP), AX
+	MOVQ keys+8(FP), CX
+	MOVQ cos+16(FP), DX
+	MOVQ sin+24(FP), BX
+	MOVQ n+40(FP), SI
+	MOVQ half+48(FP), DI
+	SHLQ $0x02, DI
+
+key:
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	MOVQ   q+32(FP), R8
+	MOVQ   DI, R9
+
+columns:
+	VMOVUPS      (CX), Y2
+	VMOVUPS      (CX)(DI*1), Y3
+	VMOVUPS      (R8), Y4
+	VMOVUPS      (R8)(DI*1), Y5
+	VMULPS       Y4, Y2, Y6
+	VMULPS       Y5, Y2, Y2
+	VFMADD231PS  Y5, Y3, Y6
+	VFNMADD231PS Y4, Y3, Y2
+	VFMADD231PS  (DX), Y6, Y0
+	VFMADD231PS  (BX), Y2, Y1
+	ADDQ         $0x20, CX
+	ADDQ         $0x20, R8
+	ADDQ         $0x20, DX
+	ADDQ         $0x20, BX
+	SUBQ         $0x20, R9
+	JNE          columns
+	ADDQ         DI, CX
+	VADDPS       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X0
+	VMOVHLPS     X0, X0, X1
+	VADDPS       X1, X0, X0
+	VMOVSHDUP    X0, X1
+	VADDSS       X1, X0, X0
+	VMOVSS       X0, (AX)
+	ADDQ         $0x04, AX
+	DECQ         SI
+	JNE          key
+	VZEROUPPER
+	RET
