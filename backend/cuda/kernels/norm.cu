@@ -1,0 +1,101 @@
+// RMS norm over rows of N numbers, a warp a row, and its gradient:
+//
+//     y = x rstd weight,  rstd = (mean(x^2) + epsilon)^-1/2
+//     dx = rstd (g - x rstd^2 mean(g x)), g = dy weight;  dweight = sum over rows of dy x rstd
+//
+// REAL is the element type, VEC the numbers a lane moves at a time; N is a multiple of it. A lane has the same columns of every row.
+
+const int steps = (N + 32 * VEC - 1) / (32 * VEC); // vectors of a row that a lane holds
+const int warps = 4;
+
+extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm(REAL* y, REAL* rstd, const REAL* x, const REAL* weight, i64 rows, float epsilon) {
+    i64 row = (i64)blockIdx.x * warps + threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    float v[steps][VEC], sum = 0.0f;
+#pragma unroll
+    for (int s = 0; s < steps; s++) {
+        int j = (s * 32 + lane) * VEC;
+        if (j < N) {
+            load<VEC>(x + row * N + j, v[s]);
+#pragma unroll
+            for (int i = 0; i < VEC; i++) sum += v[s][i] * v[s][i];
+        }
+    }
+    float scale = 1.0f / sqrtf(warp_sum(sum) / N + epsilon);
+    if (lane == 0) rstd[row] = round_to<REAL>(scale);
+#pragma unroll
+    for (int s = 0; s < steps; s++) {
+        int j = (s * 32 + lane) * VEC;
+        if (j < N) {
+            float w[VEC];
+            load<VEC>(weight + j, w);
+#pragma unroll
+            for (int i = 0; i < VEC; i++) v[s][i] *= scale * w[i];
+            store<VEC>(y + row * N + j, v[s]);
+        }
+    }
+}
+
+// rms_norm_backward takes rows in turn, so that a lane can keep the sums of its columns; each block leaves its own in a row of
+// partial. dx and partial may be null.
+extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm_backward(REAL* dx, float* partial, const REAL* dy, const REAL* x, const REAL* weight,
+                                                                            const REAL* rstd, i64 rows, int add) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float sums[steps][VEC] = {};
+    for (i64 row = (i64)blockIdx.x * warps + warp; row < rows; row += (i64)gridDim.x * warps) {
+        float scale = to_float(rstd[row]), mean = 0.0f;
+#pragma unroll
+        for (int s = 0; s < steps; s++) {
+            int j = (s * 32 + lane) * VEC;
+            if (j < N) {
+                float v[VEC], g[VEC], w[VEC];
+                load<VEC>(x + row * N + j, v);
+                load<VEC>(dy + row * N + j, g);
+                load<VEC>(weight + j, w);
+#pragma unroll
+                for (int i = 0; i < VEC; i++) {
+                    sums[s][i] += g[i] * v[i] * scale;
+                    mean += g[i] * w[i] * v[i];
+                }
+            }
+        }
+        if (!dx) continue;
+        mean = warp_sum(mean) / N;
+#pragma unroll
+        for (int s = 0; s < steps; s++) {
+            int j = (s * 32 + lane) * VEC;
+            if (j < N) {
+                float v[VEC], g[VEC], w[VEC];
+                load<VEC>(x + row * N + j, v);
+                load<VEC>(dy + row * N + j, g);
+                load<VEC>(weight + j, w);
+#pragma unroll
+                for (int i = 0; i < VEC; i++) g[i] = scale * (g[i] * w[i] - v[i] * scale * scale * mean);
+                if (add) {
+                    load<VEC>(dx + row * N + j, v);
+#pragma unroll
+                    for (int i = 0; i < VEC; i++) g[i] += v[i];
+                }
+                store<VEC>(dx + row * N + j, g);
+            }
+        }
+    }
+    if (!partial) return;
+    __shared__ float shared[warps][32 * VEC];
+#pragma unroll
+    for (int s = 0; s < steps; s++) {
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < VEC; i++) shared[warp][lane * VEC + i] = sums[s][i];
+        __syncthreads();
+        for (int c = threadIdx.x; c < 32 * VEC; c += 32 * warps) {
+            int j = s * 32 * VEC + c;
+            if (j < N) {
+                float sum = 0.0f;
+                for (int w = 0; w < warps; w++) sum += shared[w][c];
+                partial[(i64)blockIdx.x * N + j] = sum;
+            }
+        }
+    }
+}

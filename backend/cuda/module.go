@@ -1,0 +1,170 @@
+package cuda
+
+import (
+	"embed"
+	"fmt"
+	"strconv"
+	"sync"
+	"unsafe"
+)
+
+//go:embed kernels/*.cu kernels/common.cuh
+var kernelFiles embed.FS
+
+// define is a constant of a kernel, -Dname=value.
+type define struct {
+	name, text string
+	number     int
+}
+
+// number is an integer constant, word one of any other kind: a type.
+func number(name string, value int) define { return define{name: name, number: value} }
+
+func word(name, text string) define { return define{name: name, text: text} }
+
+func flag(name string, on bool) define {
+	if on {
+		return number(name, 1)
+	}
+	return number(name, 0)
+}
+
+func (d define) String() string {
+	if d.text != "" {
+		return d.name + "=" + d.text
+	}
+	return d.name + "=" + strconv.Itoa(d.number)
+}
+
+const maxDefines = 16
+
+// moduleKey is a kernel file under one set of constants.
+type moduleKey struct {
+	file    string
+	defines [maxDefines]define
+}
+
+type kernelKey struct {
+	moduleKey
+	entry string
+}
+
+// kernel is a compiled function on the card.
+type kernel struct {
+	entry    string
+	function uintptr
+	shared   int // dynamic shared memory it may use so far
+}
+
+// modules are the kernels loaded on a device.
+type modules struct {
+	compiler *compiler
+	kernels  map[kernelKey]*kernel
+	loaded   map[moduleKey]uintptr
+}
+
+// moduleSource is a kernel file with its constants, ready to compile.
+type moduleSource struct {
+	moduleKey
+	text string
+}
+
+func key(file string, defines []define) moduleKey {
+	k := moduleKey{file: file}
+	if len(defines) > maxDefines {
+		panic(fmt.Sprintf("cuda: %d constants for %s", len(defines), file))
+	}
+	copy(k.defines[:], defines)
+	return k
+}
+
+// source reads an embedded kernel file; common.cuh stands in front of every one.
+func (k moduleKey) source() *moduleSource {
+	read := func(name string) string {
+		b, err := kernelFiles.ReadFile("kernels/" + name)
+		if err != nil {
+			panic("cuda: no kernel file " + name)
+		}
+		return string(b)
+	}
+	return &moduleSource{k, read("common.cuh") + "\n#line 1 \"" + k.file + "\"\n" + read(k.file)}
+}
+
+// list is the constants as words.
+func (k moduleKey) list() []string {
+	var s []string
+	for _, d := range k.defines {
+		if d.name != "" {
+			s = append(s, d.String())
+		}
+	}
+	return s
+}
+
+func (m *moduleSource) options(target string) []string {
+	o := []string{"--gpu-architecture=" + target, "--std=c++20"}
+	for _, d := range m.list() {
+		o = append(o, "-D"+d)
+	}
+	return o
+}
+
+func (m *moduleSource) defines() []string { return m.list() }
+
+// kernel is a function of kernels/file under the given constants, compiled and loaded the first time. After that it costs a
+// look-up. An entry is declared extern "C".
+func (d *device) kernel(file, entry string, defines ...define) *kernel {
+	k := kernelKey{key(file, defines), entry}
+	if f, ok := d.modules.kernels[k]; ok {
+		return f
+	}
+	if _, ok := d.modules.loaded[k.moduleKey]; !ok {
+		if err := d.load(k.moduleKey); err != nil {
+			panic(err)
+		}
+	}
+	f := &kernel{entry: entry, shared: 48 << 10}
+	d.must(func() error {
+		name := cBytes(entry)
+		return d.driver.do(cuModuleGetFunction, uintptr(unsafe.Pointer(&f.function)), d.modules.loaded[k.moduleKey], uintptr(unsafe.Pointer(&name[0])))
+	})
+	d.modules.kernels[k] = f
+	return f
+}
+
+// load compiles modules, several at a time, and loads them.
+func (d *device) load(list ...moduleKey) error {
+	images, errs := make([][]byte, len(list)), make([]error, len(list))
+	var wg sync.WaitGroup
+	for i, k := range list {
+		wg.Go(func() { images[i], errs[i] = d.modules.compiler.image(k.source(), d.arch) })
+	}
+	wg.Wait()
+	for i, k := range list {
+		if errs[i] != nil {
+			return errs[i]
+		}
+		if _, ok := d.modules.loaded[k]; ok {
+			continue
+		}
+		var module uintptr
+		if err := d.try(func() error {
+			err := d.driver.do(cuModuleLoadData, uintptr(unsafe.Pointer(&module)), uintptr(unsafe.Pointer(&images[i][0])))
+			if e, ok := err.(*Error); ok {
+				e.Advice = fmt.Sprintf("kernels/%s was compiled by NVRTC %d.%d, the driver is for CUDA %d.%d: update the driver or install an older nvidia-cuda-nvrtc",
+					k.file, d.modules.compiler.major, d.modules.compiler.minor, d.driver.version/1000, d.driver.version%1000/10)
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+		d.modules.loaded[k] = module
+	}
+	return nil
+}
+
+func (m *modules) close(d *device) {
+	for _, module := range m.loaded {
+		_ = d.driver.do(cuModuleUnload, module)
+	}
+}

@@ -1,0 +1,211 @@
+package cuda
+
+import (
+	"math"
+
+	"nha/backend"
+	"nha/tensor"
+)
+
+// Every op names itself and its tensors (for errors), finds its kernel under the constants that fit its operands, and queues it.
+
+// wide is how many numbers a thread may move at once in rows of so many columns: 8 where every row of every tensor begins at a
+// multiple of 16 bytes, else 1.
+func wide(columns int, tensors ...tensor.Tensor) int {
+	if columns%8 != 0 {
+		return 1
+	}
+	for _, t := range tensors {
+		if t.Address()%16 != 0 {
+			return 1
+		}
+	}
+	return 8
+}
+
+// common is what every model uses; Open has it compiled at once, in parallel.
+func (b *Backend) common() []moduleKey {
+	return []moduleKey{
+		key("pointwise.cu", []define{b.real, typeOf("FROM", b.dtype), number("VEC", 8)}),
+		key("embed.cu", []define{b.real, typeOf("TABLE", b.dtype), number("VEC", 8)}),
+		key("reduce.cu", []define{b.real}),
+		key("training.cu", []define{b.real, typeOf("LOSS", b.dtype), typeOf("MOMENT", b.dtype)}),
+	}
+}
+
+// pointwise is a kernel of pointwise.cu that moves v numbers a thread.
+func (b *Backend) pointwise(entry string, v int) *kernel {
+	return b.d.kernel("pointwise.cu", entry, b.real, typeOf("FROM", b.dtype), number("VEC", v))
+}
+
+// elementwise runs a kernel over n elements, v a thread.
+func (b *Backend) elementwise(k *kernel, v, n int, args ...arg) {
+	const threads = 256
+	b.d.launch(k, grid{blocks(n, threads*v), 1, 1}, threads, 0, args...)
+}
+
+// blocks is n in parts of size, rounded up.
+func blocks(n, size int) int { return (n + size - 1) / size }
+
+// Add is y = p + q.
+func (b *Backend) Add(y, p, q tensor.Tensor) {
+	b.op("add", y, p, q)
+	v := wide(8, y, p, q)
+	b.elementwise(b.pointwise("add", v), v, y.Len(), pointer(y), pointer(p), pointer(q), integer(y.Len()))
+}
+
+// SiLU is y = x sigmoid(x).
+func (b *Backend) SiLU(y, x tensor.Tensor) {
+	b.op("silu", y, x)
+	v := wide(8, y, x)
+	b.elementwise(b.pointwise("silu", v), v, y.Len(), pointer(y), pointer(x), integer(y.Len()))
+}
+
+// SiLUBackward is the gradient of SiLU.
+func (b *Backend) SiLUBackward(dx backend.Gradient, dy, x tensor.Tensor) {
+	b.op("silu backward", dx.Tensor, dy, x)
+	v := wide(8, dx.Tensor, dy, x)
+	b.elementwise(b.pointwise("silu_backward", v), v, x.Len(), pointer(dx.Tensor), pointer(dy), pointer(x), integer(x.Len()), truth(dx.Add))
+}
+
+// SwiGLU is y = silu(gate) up.
+func (b *Backend) SwiGLU(y, gate, up tensor.Tensor) {
+	b.op("swiglu", y, gate, up)
+	v := wide(8, y, gate, up)
+	b.elementwise(b.pointwise("swiglu", v), v, y.Len(), pointer(y), pointer(gate), pointer(up), integer(y.Len()))
+}
+
+// SwiGLUBackward is the gradient of SwiGLU.
+func (b *Backend) SwiGLUBackward(dgate, dup backend.Gradient, dy, gate, up tensor.Tensor) {
+	b.op("swiglu backward", dgate.Tensor, dup.Tensor, dy, gate, up)
+	v := wide(8, dgate.Tensor, dup.Tensor, dy, gate, up)
+	b.elementwise(b.pointwise("swiglu_backward", v), v, dy.Len(), pointer(dgate.Tensor), pointer(dup.Tensor), pointer(dy), pointer(gate), pointer(up),
+		integer(dy.Len()), truth(dgate.Add), truth(dup.Add))
+}
+
+const embedThreads = 128
+
+// Embed is y[r] = table[ids[r]]; the table may be of any floating-point type.
+func (b *Backend) Embed(y, table, ids tensor.Tensor) {
+	b.op("embed", y, table, ids)
+	n := table.Columns()
+	k := b.d.kernel("embed.cu", "embed", b.real, typeOf("TABLE", table.DType), number("VEC", wide(n, y, table)))
+	b.d.launch(k, grid{ids.Len(), 1, 1}, embedThreads, 0, pointer(y), pointer(table), pointer(ids), integer(n))
+}
+
+// EmbedBackward is dtable[ids[r]] (+)= dy[r], the rows of an id in their order.
+func (b *Backend) EmbedBackward(dtable backend.Gradient, dy, ids tensor.Tensor) {
+	b.op("embed backward", dtable.Tensor, dy, ids)
+	n, rows := dtable.Columns(), ids.Len()
+	if !dtable.Add {
+		b.d.fill(dtable.Address(), 0, dtable.Len()*dtable.DType.Size())
+	}
+	if rows == 0 {
+		return
+	}
+	v := wide(n, dtable.Tensor, dy)
+	first := b.scratch(4 * dtable.Rows())
+	b.d.fill(uintptr(first), 0x7f, 4*dtable.Rows()) // larger than any row
+	find := b.d.kernel("embed.cu", "embed_first", b.real, typeOf("TABLE", b.dtype), number("VEC", v))
+	b.d.launch(find, grid{blocks(rows, embedThreads), 1, 1}, embedThreads, 0, first, pointer(ids), integer(rows))
+	gather := b.d.kernel("embed.cu", "embed_backward", b.real, typeOf("TABLE", b.dtype), number("VEC", v))
+	b.d.launch(gather, grid{rows, blocks(n, embedThreads*v), 1}, embedThreads, 0, pointer(dtable.Tensor), pointer(dy), pointer(ids), first,
+		integer(rows), integer(n), truth(dtable.Add))
+}
+
+func (b *Backend) reduce(entry string) *kernel { return b.d.kernel("reduce.cu", entry, b.real) }
+
+// SumRows is dst[j] (+)= sum over r of x[r,j].
+func (b *Backend) SumRows(dst backend.Gradient, x tensor.Tensor) {
+	b.op("sum_rows", dst.Tensor, x)
+	rows, n := x.Rows(), x.Columns()
+	chunk := max(32, blocks(rows, 256))
+	parts := blocks(rows, chunk)
+	partial := b.scratch(4 * parts * n)
+	b.d.launch(b.reduce("column_sums"), grid{blocks(n, 32), parts, 1}, 256, 0, partial, pointer(x), integer(rows), integer(n), integer(chunk))
+	b.addPartials(dst, partial, parts, n)
+}
+
+// addPartials is dst (+)= the sum of rows of n float32.
+func (b *Backend) addPartials(dst backend.Gradient, partial arg, rows, n int) {
+	b.d.launch(b.reduce("add_partials"), grid{blocks(n, 32), 1, 1}, 256, 0, pointer(dst.Tensor), partial, integer(rows), integer(n), truth(dst.Add))
+}
+
+// normWarps is the rows that a block of norm.cu has in hand at a time.
+const normWarps = 4
+
+func (b *Backend) norm(entry string, n int, tensors ...tensor.Tensor) *kernel {
+	return b.d.kernel("norm.cu", entry, b.real, number("N", n), number("VEC", wide(n, tensors...)))
+}
+
+// RMSNorm is y = x rstd weight over rows of len(weight).
+func (b *Backend) RMSNorm(y, rstd, x, weight tensor.Tensor, epsilon float64) {
+	b.op("rms_norm", y, rstd, x, weight)
+	rows := rstd.Len()
+	b.d.launch(b.norm("rms_norm", weight.Len(), y, x, weight), grid{blocks(rows, normWarps), 1, 1}, 32*normWarps, 0,
+		pointer(y), pointer(rstd), pointer(x), pointer(weight), integer(rows), f32(epsilon))
+}
+
+// RMSNormBackward is the gradient of RMSNorm.
+func (b *Backend) RMSNormBackward(dx, dweight backend.Gradient, dy, x, weight, rstd tensor.Tensor) {
+	b.op("rms_norm backward", dx.Tensor, dweight.Tensor, dy, x, weight, rstd)
+	rows, n := rstd.Len(), weight.Len()
+	parts := min(blocks(rows, normWarps), 4*b.d.sms)
+	partial := arg(0)
+	if dweight.Present() {
+		partial = b.scratch(4 * parts * n)
+	}
+	b.d.launch(b.norm("rms_norm_backward", n, dx.Tensor, dy, x, weight), grid{parts, 1, 1}, 32*normWarps, 0,
+		pointer(dx.Tensor), partial, pointer(dy), pointer(x), pointer(weight), pointer(rstd), integer(rows), truth(dx.Add))
+	if dweight.Present() {
+		b.addPartials(dweight, partial, parts, n)
+	}
+}
+
+// training is a kernel of training.cu for losses and moments of some type.
+func (b *Backend) training(entry string, loss, moment tensor.DType) *kernel {
+	return b.d.kernel("training.cu", entry, b.real, typeOf("LOSS", loss), typeOf("MOMENT", moment))
+}
+
+// CrossEntropy leaves scale (softmax - onehot) in logits and -log p(target) in loss.
+func (b *Backend) CrossEntropy(loss, logits, targets tensor.Tensor, scale float64) {
+	b.op("cross_entropy", loss, logits, targets)
+	const threads = 512
+	b.d.launch(b.training("cross_entropy", loss.DType, b.dtype), grid{loss.Len(), 1, 1}, threads, 0,
+		pointer(loss), pointer(logits), pointer(targets), integer(logits.Columns()), f32(scale))
+}
+
+// Sum is the sum of all elements, in float64.
+func (b *Backend) Sum(x tensor.Tensor) float64 { return b.sum("sum", x, false) }
+
+// SumSquares is the sum of the squares of all elements, in float64.
+func (b *Backend) SumSquares(x tensor.Tensor) float64 { return b.sum("sum_squares", x, true) }
+
+func (b *Backend) sum(op string, x tensor.Tensor, squares bool) float64 {
+	b.op(op, x)
+	n := x.Len()
+	if n == 0 {
+		return 0
+	}
+	chunk := max(4096, blocks(n, 1024))
+	parts := blocks(n, chunk)
+	partial, total := b.scratch(8*parts), b.scratchTensor(tensor.F64, tensor.Of(1))
+	b.d.launch(b.reduce("sum_blocks"), grid{parts, 1, 1}, 256, 0, partial, pointer(x), integer(n), integer(chunk), truth(squares))
+	b.d.launch(b.reduce("sum_all"), grid{1, 1, 1}, 256, 0, pointer(total), partial, integer(parts))
+	b.d.read(b.host, total)
+	return b.results[0]
+}
+
+// AdamW is one step of the optimiser, in place.
+func (b *Backend) AdamW(p, g, m, v tensor.Tensor, s backend.AdamW) {
+	b.op("adamw", p, g, m, v)
+	const threads = 256
+	b.d.launch(b.training("adamw", b.dtype, m.DType), grid{blocks(p.Len(), threads), 1, 1}, threads, 0,
+		pointer(p), pointer(g), pointer(m), pointer(v), integer(p.Len()), f32(s.LearningRate), f32(s.Beta1), f32(s.Beta2), f32(s.Epsilon),
+		f32(s.WeightDecay), f32(s.GradientScale), f32(1/biasCorrection(s.Beta1, s.Step)), f32(1/biasCorrection(s.Beta2, s.Step)))
+}
+
+// biasCorrection is 1 - beta^step for beta as the kernel has it, rounded to float32: 1 - 0.999 is off by 1e-5 there.
+func biasCorrection(beta float64, step int) float64 {
+	return 1 - math.Pow(float64(float32(beta)), float64(step))
+}
