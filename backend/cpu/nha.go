@@ -149,7 +149,8 @@ type nhaWorker struct {
 	dScores                  kernel.Matrix
 	inner                    []float32 // dO . o of a row
 	keep                     []float32
-	walk                     kernel.Matrix // a state that is walked through a chunk
+	walk                     []float32     // slots on their way through a chunk
+	keyMiddle, valueMiddle   kernel.Matrix // and where its second half begins
 	states                   []float32     // at the chunk starts of a stretch
 	marks                    []float32     // at the stretch starts
 	buffers                  [32][]float32

@@ -90,8 +90,9 @@ func (w *nhaWorker) startAdjoints() {
 	w.dx, w.dy = w.matrix(w.chunk, w.keyWidth), w.matrix(w.chunk, w.valueWidth)
 	w.dA = w.matrix(w.chunk, w.slotWidth)
 	w.reads, w.dWeights = w.matrix(w.chunk*w.group, w.slotWidth), w.matrix(w.chunk*w.group, w.slotWidth)
-	w.keep = w.floats(kernel.SlotKeep(w.chunk))
-	w.walk = w.matrix(w.slotWidth, max(w.keyWidth, w.valueWidth))
+	w.keep = w.floats(kernel.SlotKeep(nhaHalf))
+	w.keyMiddle, w.valueMiddle = w.matrix(w.slotWidth, w.keyWidth), w.matrix(w.slotWidth, w.valueWidth)
+	w.walk = w.floats(max(len(w.keyState.Data), len(w.valueState.Data)))
 	clear(w.dWeights.Data)
 
 	final := stateOf(w.grads.DFinal, w.index)
@@ -172,13 +173,8 @@ func (w *nhaWorker) backwardChunk() {
 
 // backwardSlots is the slots' part. The states are those of the chunk's start.
 func (w *nhaWorker) backwardSlots() {
-	keys, values := w.keyShape(), w.valueShape()
-	w.walk.Stride = w.keyState.Stride
-	copy(w.walk.Data, w.keyState.Data)
-	kernel.SlotRead(keys, w.walk, w.x, w.s, w.q, w.weights)
-	w.walk.Stride = w.valueState.Stride
-	copy(w.walk.Data, w.valueState.Data)
-	kernel.SlotRead(values, w.walk, w.y, w.s, w.dO, w.reads)
+	w.readHalves(w.keyShape(), w.keyState, w.keyMiddle, w.x, w.q, w.weights)
+	w.readHalves(w.valueShape(), w.valueState, w.valueMiddle, w.y, w.dO, w.reads)
 	for r := range w.count * w.group {
 		p, d := w.weights.Row(r)[:w.Slots], w.dWeights.Row(r)[:w.Slots]
 		if !w.live(w.first + r/w.group) {
@@ -192,8 +188,18 @@ func (w *nhaWorker) backwardSlots() {
 	clear(w.dA.Data)
 	clear(w.dx.Data)
 	clear(w.dy.Data)
-	kernel.SlotBackward(values, w.valueState, w.valueAdjoint, w.y, w.s, w.weights, w.dO, kernel.Matrix{}, w.dy, w.dA, w.keep)
-	kernel.SlotBackward(keys, w.keyState, w.keyAdjoint, w.x, w.s, w.dWeights, w.q, w.dq, w.dx, w.dA, w.keep)
+	for from := (w.count - 1) / nhaHalf * nhaHalf; from >= 0; from -= nhaHalf {
+		keyState, valueState, row := w.keyState, w.valueState, from*w.group
+		if from > 0 {
+			keyState, valueState = w.keyMiddle, w.valueMiddle
+		}
+		keys, values := w.half(w.keyShape(), from), w.half(w.valueShape(), from)
+		s, dA := below(w.s, from), below(w.dA, from)
+		kernel.SlotBackward(values, valueState, w.valueAdjoint, below(w.y, from), s,
+			below(w.weights, row), below(w.dO, row), kernel.Matrix{}, below(w.dy, from), dA, w.keep)
+		kernel.SlotBackward(keys, keyState, w.keyAdjoint, below(w.x, from), s,
+			below(w.dWeights, row), below(w.q, row), below(w.dq, row), below(w.dx, from), dA, w.keep)
+	}
 	for t := range w.count {
 		j := w.first + t - w.Window
 		if j < 0 {
@@ -210,6 +216,33 @@ func (w *nhaWorker) backwardSlots() {
 		for i := range dGate {
 			dGate[i] = w.dA.Row(t)[i] * w.gateScratch[i]
 		}
+	}
+}
+
+// nhaHalf is how many tokens SlotBackward takes at once: what it keeps of them then stays in L1.
+const nhaHalf = nhaTokens / 2
+
+// half is the shape of the chunk's tokens from from on, nhaHalf at most.
+func (w *nhaWorker) half(d kernel.SlotShape, from int) kernel.SlotShape {
+	d.Tokens = min(nhaHalf, w.count-from)
+	return d
+}
+
+// below is a matrix without its first rows.
+func below(m kernel.Matrix, rows int) kernel.Matrix {
+	return kernel.Matrix{Data: m.Row(rows), Stride: m.Stride}
+}
+
+// readHalves reads the slots from the chunk's start on, as they are left, and notes them where the second half begins.
+func (w *nhaWorker) readHalves(d kernel.SlotShape, state, middle, x, q, out kernel.Matrix) {
+	walk := kernel.Matrix{Data: w.walk[:len(state.Data)], Stride: state.Stride}
+	copy(walk.Data, state.Data)
+	for from := 0; from < w.count; from += nhaHalf {
+		if from > 0 {
+			copy(middle.Data, walk.Data)
+		}
+		row := from * w.group
+		kernel.SlotRead(w.half(d, from), walk, below(x, from), below(w.s, from), below(q, row), below(out, row))
 	}
 }
 
