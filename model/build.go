@@ -155,7 +155,7 @@ func (m *Model) Flat() (data, gradients tensor.Tensor) { return m.data, m.gradie
 // Hash identifies the function that the model computes, for states and sessions: its configuration (the windows apart, which states record
 // themselves) and the first and last 4 KiB of every tensor.
 func (m *Model) Hash() string {
-	if m.hash != "" {
+	if m.hash != "" && !m.gradients.Present() { // a model that trains changes
 		return m.hash
 	}
 	c := m.Config
