@@ -26,7 +26,7 @@ const (
 	nhaTile    = 64  // keys in a tile
 	nhaGroup   = 4   // tiles whose scores are held at once
 	nhaStretch = 64  // chunks whose states backward holds
-	nhaTurn    = 2048
+	nhaTurn    = 2048 // tokens, at least, that a finite window moves on before positions count anew
 )
 
 // nha computes the operator on a pool. It owns its workers' scratch, which grows to the largest call and stays.
@@ -81,6 +81,9 @@ func (n *nha) run(c *attention.Call, g *attention.Gradients) {
 	}
 	n.pool.Run(len(c.Lengths)*c.KVHeads, n)
 	n.call, n.grads = nil, nil
+	for i := range n.workers {
+		n.workers[i].nhaHead = nhaHead{} // the operands are not ours to keep alive
+	}
 }
 
 // Do is one kv head of one sequence.
@@ -105,8 +108,8 @@ func stateOf(states []*attention.State, i int) *attention.State {
 	return states[i]
 }
 
-// nhaWorker is the kv head that a worker is at and the scratch for it. Matrices have rows padded to whole tiles, padding 0.
-type nhaWorker struct {
+// nhaHead is the kv head that a worker is at.
+type nhaHead struct {
 	*attention.Config
 	call    *attention.Call
 	grads   *attention.Gradients
@@ -121,6 +124,11 @@ type nhaWorker struct {
 	queries, k, v, z               column
 	outputs, lse, share            column
 	dOutputs, dQueries, dK, dV, dZ column
+}
+
+// nhaWorker is a head and the scratch for it. Matrices have rows padded to whole tiles, padding 0.
+type nhaWorker struct {
+	nhaHead
 
 	group, chunk         int // query heads, tokens in a chunk
 	keyWidth, valueWidth int // K and V, padded
@@ -168,8 +176,8 @@ type nhaKeys struct {
 }
 
 func (w *nhaWorker) begin(c *attention.Call, g *attention.Gradients, index, head, at int) {
-	w.Config, w.call, w.grads, w.index, w.head, w.at = c.Config, c, g, index, head, at
-	w.tokens, w.initial, w.held = c.Lengths[index], stateOf(c.Initial, index), 0
+	w.nhaHead = nhaHead{Config: c.Config, call: c, grads: g, index: index, head: head, at: at}
+	w.tokens, w.initial = c.Lengths[index], stateOf(c.Initial, index)
 	if w.initial != nil {
 		w.held = w.initial.Count
 	}
@@ -191,7 +199,7 @@ func (w *nhaWorker) begin(c *attention.Call, g *attention.Gradients, index, head
 
 func roundUp(n, unit int) int { return (n + unit - 1) / unit * unit }
 
-// floats is the next scratch buffer, of n floats. Calls come in the same order for every task, so that buffers are reused.
+// floats is the next scratch buffer, of n floats. Tasks of a kind ask in the same order, so buffers stay.
 func (w *nhaWorker) floats(n int) []float32 {
 	b := &w.buffers[w.bufferCount]
 	w.bufferCount++

@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"nha/attention"
 	"nha/attention/attentiontest"
 	"nha/attention/vectors"
 	"nha/backend/cpu/kernel"
@@ -36,6 +37,43 @@ func TestNHA(t *testing.T) {
 	eachSet(t, func(t *testing.T) {
 		op := nhaOperator{newNHA(pool)}
 		attentiontest.Run(t, op, attentiontest.TolerancesFor(tensor.F32))
+	})
+}
+
+func TestNHALongRun(t *testing.T) {
+	pool := kernel.NewPool(2)
+	defer pool.Close()
+	eachSet(t, func(t *testing.T) { attentiontest.LongRun(t, nhaOperator{newNHA(pool)}) })
+}
+
+// Long enough that backward sweeps the slots stretch by stretch and that positions start anew, in both directions.
+func TestNHAManyStretches(t *testing.T) {
+	pool := kernel.NewPool(2)
+	defer pool.Close()
+	const tokens = 2*nhaStretch*nhaTokens + 100
+	c, g := randomCall(1, tokens, 2, 1, 4, 40)
+	want, wantG := *c, *g
+	for _, x := range []*tensor.Tensor{&want.O, &want.LSE, &want.Share, &wantG.DQ, &wantG.DK, &wantG.DV, &wantG.DZ} {
+		*x = tensor.New(tensor.F64, x.Shape)
+	}
+	attention.Forward(&want)
+	attention.Backward(&want, &wantG)
+	eachSet(t, func(t *testing.T) {
+		n := newNHA(pool)
+		n.Forward(c)
+		n.Backward(c, g)
+		for _, r := range []struct {
+			name      string
+			got, want tensor.Tensor
+			limit     float64
+		}{
+			{"o", c.O, want.O, 2e-5}, {"lse", c.LSE, want.LSE, 2e-5}, {"share", c.Share, want.Share, 2e-5},
+			{"dq", g.DQ, wantG.DQ, 1e-4}, {"dk", g.DK, wantG.DK, 1e-4}, {"dv", g.DV, wantG.DV, 1e-4}, {"dz", g.DZ, wantG.DZ, 1e-4},
+		} {
+			if e := tensor.MaxError(r.got, r.want); !(e <= r.limit) {
+				t.Errorf("%s: error %.3g, limit %.3g", r.name, e, r.limit)
+			}
+		}
 	})
 }
 
