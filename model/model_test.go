@@ -278,3 +278,22 @@ func TestBatchRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestHeadCountsAreNotDerived is error 11 of SPEC 4: the numbers of heads are what the config says, not hidden_size / head_dim.
+func TestHeadCountsAreNotDerived(t *testing.T) {
+	for _, b := range backends(t) {
+		m := small(t, b, func(c *model.Config) { c.HeadDim = 6 }) // hidden 32, 4 heads of 6
+		p, ok := m.Parameter("model.layers.0.attn.q_proj.weight")
+		if want := tensor.Of(24, 32); !ok || p.Value.Shape != want {
+			t.Errorf("q_proj is %v, want %v", p.Value.Shape, want)
+		}
+		p, ok = m.Parameter("model.layers.0.attn.o_proj.weight")
+		if want := tensor.Of(32, 24); !ok || p.Value.Shape != want {
+			t.Errorf("o_proj is %v, want %v", p.Value.Shape, want)
+		}
+		tokens := randomTokens(12, 7)
+		if e := tensor.MaxError(logits(t, m, tokens, 5, 1, 6), logits(t, m, tokens)); e > 1e-5 {
+			t.Errorf("%s: error %.2g", b.Name(), e)
+		}
+	}
+}
