@@ -21,11 +21,11 @@ import (
 // Tokens are counted as in package attention: e = held + t, the ring's tokens in front; token e-W enters the slots at e.
 
 const (
-	nhaRows    = 128 // rows (tokens x query heads of the group) aimed at in a chunk
-	nhaTokens  = 64  // tokens in a chunk, at most
-	nhaTile    = 64  // keys in a tile
-	nhaGroup   = 4   // tiles whose scores are held at once
-	nhaStretch = 64  // chunks whose states backward holds
+	nhaRows    = 128  // rows (tokens x query heads of the group) aimed at in a chunk
+	nhaTokens  = 64   // tokens in a chunk, at most
+	nhaTile    = 64   // keys in a tile
+	nhaGroup   = 4    // tiles whose scores are held at once
+	nhaStretch = 64   // chunks whose states backward holds
 	nhaTurn    = 2048 // tokens, at least, that a finite window moves on before positions count anew
 )
 
