@@ -3,5 +3,6 @@ package all
 
 import (
 	_ "nha/backend/cpu"
+	_ "nha/backend/cuda"
 	_ "nha/backend/ref"
 )

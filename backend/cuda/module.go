@@ -87,7 +87,7 @@ func (k moduleKey) source() *moduleSource {
 		}
 		return string(b)
 	}
-	return &moduleSource{k, read("common.cuh") + "\n#line 1 \"" + k.file + "\"\n" + read(k.file)}
+	return &moduleSource{k, "#line 1 \"common.cuh\"\n" + read("common.cuh") + "\n#line 1 \"" + k.file + "\"\n" + read(k.file)}
 }
 
 // list is the constants as words.

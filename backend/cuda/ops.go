@@ -135,7 +135,7 @@ func (b *Backend) addPartials(dst backend.Gradient, partial arg, rows, n int) {
 const normWarps = 4
 
 func (b *Backend) norm(entry string, n int, tensors ...tensor.Tensor) *kernel {
-	return b.d.kernel("norm.cu", entry, b.real, number("N", n), number("VEC", wide(n, tensors...)))
+	return b.d.kernel("norm.cu", entry, b.real, number("COLUMNS", n), number("VEC", wide(n, tensors...)))
 }
 
 // RMSNorm is y = x rstd weight over rows of len(weight).

@@ -4,7 +4,7 @@
 //	gradient  gradients equal central finite differences of the reference's forward
 //	perf      time of forward and backward
 //
-// `NHA_BACKEND=ref|cpu go test ./backend/optest` runs it; without the variable every registered backend takes its turn.
+// `NHA_BACKEND=ref|cpu|cuda|cuda-f32 go test ./backend/optest` runs it; without the variable every backend that opens here takes its turn.
 package optest
 
 import (
@@ -12,6 +12,7 @@ import (
 	"math"
 	"math/rand/v2"
 
+	"nha/attention/vectors"
 	"nha/backend"
 	"nha/backend/ref"
 	"nha/tensor"
@@ -48,7 +49,7 @@ type Case struct {
 	OnlyWrites bool    // the op writes gradients, never adds (nha)
 	Picks      int     // elements of an input that gradient mode differentiates; 0 means 24
 
-	differences map[[2]int]float64 // of gradient mode, by input and element: the same for every backend
+	differences map[difference]float64 // of gradient mode: the same for every backend of a type
 }
 
 // Result is one comparison.
@@ -68,12 +69,10 @@ func (r Result) String() string {
 // Title names the case.
 func (c *Case) Title() string { return c.Op + "/" + c.Name }
 
-// limits are SPEC 1.5's for the backend's type.
-func limits(d tensor.DType) (output, gradient float64) {
-	if d == tensor.F64 {
-		return 1e-9, 1e-9
-	}
-	return 2e-5, 1e-4
+// difference names a finite difference: the type that inputs are rounded to, the input, the element.
+type difference struct {
+	dtype     tensor.DType
+	input, at int
 }
 
 // run is a case's tensors on one backend.
@@ -83,13 +82,19 @@ type run struct {
 	din           []backend.Gradient
 }
 
-// draw makes host inputs and output gradients, rounded to float32 so that every backend sees the same numbers.
-func (c *Case) draw(seed uint64) (in, dout []tensor.Tensor) {
+// draw makes host inputs and output gradients, rounded to type d (to float32 at least) so that the reference sees the numbers
+// that a backend of that type does.
+func (c *Case) draw(seed uint64, d tensor.DType) (in, dout []tensor.Tensor) {
 	r := rand.New(rand.NewPCG(seed, uint64(len(c.Title()))))
 	normal := func(s tensor.Shape, std, mean float64) tensor.Tensor {
 		t := tensor.New(tensor.F64, s)
 		for i := range t.F64() {
 			t.F64()[i] = float64(float32(mean + std*r.NormFloat64()))
+		}
+		if d.Size() == 2 {
+			rounded := tensor.New(d, s)
+			tensor.Convert(rounded, t)
+			tensor.Convert(t, rounded)
 		}
 		return t
 	}
@@ -173,15 +178,18 @@ func (r *run) host(t tensor.Tensor) tensor.Tensor {
 
 // Match runs the case on b and on the reference and compares everything; gradients once written over NaN and once added to 1.
 func (c *Case) Match(b backend.Backend) []Result {
-	in, dout := c.draw(1)
+	in, dout := c.draw(1, b.DType())
 	want, have := c.place(ref.Backend{}, in, dout), c.place(b, in, dout)
-	outputLimit, gradientLimit := limits(b.DType())
 	var results []Result
+	compare := func(name string, got, want tensor.Tensor, gradient bool) {
+		e := vectors.Error(b.DType(), have.host(got), want)
+		results = append(results, Result{c.Title(), name, e, vectors.Limit(b.DType(), gradient)})
+	}
 	for _, r := range []*run{want, have} {
 		c.Forward(r.b, r.in, r.out)
 	}
 	for i, o := range c.Outputs {
-		results = append(results, Result{c.Title(), o.Name, tensor.MaxError(have.host(have.out[i]), want.host(want.out[i])), outputLimit})
+		compare(o.Name, have.out[i], want.host(want.out[i]), false)
 	}
 	if c.Backward == nil {
 		return results
@@ -203,7 +211,7 @@ func (c *Case) Match(b backend.Backend) []Result {
 			if add {
 				name += " added"
 			}
-			results = append(results, Result{c.Title(), name, tensor.MaxError(have.host(have.din[i].Tensor), want.host(want.din[i].Tensor)), gradientLimit})
+			compare(name, have.din[i].Tensor, want.host(want.din[i].Tensor), true)
 		}
 	}
 	return results
@@ -214,14 +222,11 @@ func (c *Case) Gradient(b backend.Backend) []Result {
 	if c.Backward == nil {
 		return nil
 	}
-	in, dout := c.draw(2)
+	in, dout := c.draw(2, b.DType())
 	have := c.place(b, in, dout)
 	c.Forward(b, have.in, have.out)
 	c.Backward(b, have.in, have.out, have.dout, have.din)
-	limit := 1e-6
-	if b.DType() != tensor.F64 {
-		limit = 1e-4
-	}
+	limit := max(1e-6, vectors.Limit(b.DType(), true))
 	var results []Result
 	for _, i := range c.Wants {
 		analytic := have.host(have.din[i].Tensor)
@@ -233,21 +238,20 @@ func (c *Case) Gradient(b backend.Backend) []Result {
 		x, y := tensor.New(tensor.F64, tensor.Of(picks+1)), tensor.New(tensor.F64, tensor.Of(picks+1))
 		for j := range picks {
 			at := j * n / picks
-			x.F64()[j], y.F64()[j] = analytic.F64()[at], c.difference(in, dout, i, at)
+			x.F64()[j], y.F64()[j] = analytic.F64()[at], c.difference(in, dout, difference{b.DType(), i, at})
 		}
 		for _, g := range analytic.F64() { // errors count relative to the largest gradient of the tensor, picked or not
 			if math.Abs(g) > math.Abs(y.F64()[picks]) {
 				x.F64()[picks], y.F64()[picks] = g, g
 			}
 		}
-		results = append(results, Result{c.Title(), "d" + c.Inputs[i].Name + " fd", tensor.MaxError(x, y), limit})
+		results = append(results, Result{c.Title(), "d" + c.Inputs[i].Name + " fd", vectors.Error(b.DType(), x, y), limit})
 	}
 	return results
 }
 
 // difference is the central difference of <dout, out> along one element.
-func (c *Case) difference(in, dout []tensor.Tensor, input, at int) float64 {
-	key := [2]int{input, at}
+func (c *Case) difference(in, dout []tensor.Tensor, key difference) float64 {
 	if d, ok := c.differences[key]; ok {
 		return d
 	}
@@ -255,7 +259,7 @@ func (c *Case) difference(in, dout []tensor.Tensor, input, at int) float64 {
 	var side [2]float64
 	for s, step := range []float64{-h, h} {
 		r := c.place(ref.Backend{}, in, dout)
-		r.in[input].F64()[at] += step
+		r.in[key.input].F64()[key.at] += step
 		c.Forward(r.b, r.in, r.out)
 		for o, g := range dout {
 			for i, d := range g.F64() {
@@ -266,7 +270,7 @@ func (c *Case) difference(in, dout []tensor.Tensor, input, at int) float64 {
 		}
 	}
 	if c.differences == nil {
-		c.differences = map[[2]int]float64{}
+		c.differences = map[difference]float64{}
 	}
 	c.differences[key] = (side[1] - side[0]) / (2 * h)
 	return c.differences[key]
@@ -274,7 +278,7 @@ func (c *Case) difference(in, dout []tensor.Tensor, input, at int) float64 {
 
 // Perf prepares the case on b and returns its forward and, where the op has one, its backward.
 func (c *Case) Perf(b backend.Backend) (forward, backward func()) {
-	in, dout := c.draw(3)
+	in, dout := c.draw(3, b.DType())
 	r := c.place(b, in, dout)
 	forward = func() { c.Forward(b, r.in, r.out) }
 	if c.Backward != nil {

@@ -1,11 +1,11 @@
-// RMS norm over rows of N numbers, a warp a row, and its gradient:
+// RMS norm over rows of COLUMNS numbers, a warp a row, and its gradient:
 //
 //     y = x rstd weight,  rstd = (mean(x^2) + epsilon)^-1/2
 //     dx = rstd (g - x rstd^2 mean(g x)), g = dy weight;  dweight = sum over rows of dy x rstd
 //
-// REAL is the element type, VEC the numbers a lane moves at a time; N is a multiple of it. A lane has the same columns of every row.
+// REAL is the element type, VEC the numbers a lane moves at a time; COLUMNS is a multiple of it. A lane has the same columns of every row.
 
-const int steps = (N + 32 * VEC - 1) / (32 * VEC); // vectors of a row that a lane holds
+const int steps = (COLUMNS + 32 * VEC - 1) / (32 * VEC); // vectors of a row that a lane holds
 const int warps = 4;
 
 extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm(REAL* y, REAL* rstd, const REAL* x, const REAL* weight, i64 rows, float epsilon) {
@@ -16,23 +16,23 @@ extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm(REAL* y, REAL*
 #pragma unroll
     for (int s = 0; s < steps; s++) {
         int j = (s * 32 + lane) * VEC;
-        if (j < N) {
-            load<VEC>(x + row * N + j, v[s]);
+        if (j < COLUMNS) {
+            load<VEC>(x + row * COLUMNS + j, v[s]);
 #pragma unroll
             for (int i = 0; i < VEC; i++) sum += v[s][i] * v[s][i];
         }
     }
-    float scale = 1.0f / sqrtf(warp_sum(sum) / N + epsilon);
+    float scale = 1.0f / sqrtf(warp_sum(sum) / COLUMNS + epsilon);
     if (lane == 0) rstd[row] = round_to<REAL>(scale);
 #pragma unroll
     for (int s = 0; s < steps; s++) {
         int j = (s * 32 + lane) * VEC;
-        if (j < N) {
+        if (j < COLUMNS) {
             float w[VEC];
             load<VEC>(weight + j, w);
 #pragma unroll
             for (int i = 0; i < VEC; i++) v[s][i] *= scale * w[i];
-            store<VEC>(y + row * N + j, v[s]);
+            store<VEC>(y + row * COLUMNS + j, v[s]);
         }
     }
 }
@@ -48,10 +48,10 @@ extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm_backward(REAL*
 #pragma unroll
         for (int s = 0; s < steps; s++) {
             int j = (s * 32 + lane) * VEC;
-            if (j < N) {
+            if (j < COLUMNS) {
                 float v[VEC], g[VEC], w[VEC];
-                load<VEC>(x + row * N + j, v);
-                load<VEC>(dy + row * N + j, g);
+                load<VEC>(x + row * COLUMNS + j, v);
+                load<VEC>(dy + row * COLUMNS + j, g);
                 load<VEC>(weight + j, w);
 #pragma unroll
                 for (int i = 0; i < VEC; i++) {
@@ -61,23 +61,23 @@ extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm_backward(REAL*
             }
         }
         if (!dx) continue;
-        mean = warp_sum(mean) / N;
+        mean = warp_sum(mean) / COLUMNS;
 #pragma unroll
         for (int s = 0; s < steps; s++) {
             int j = (s * 32 + lane) * VEC;
-            if (j < N) {
+            if (j < COLUMNS) {
                 float v[VEC], g[VEC], w[VEC];
-                load<VEC>(x + row * N + j, v);
-                load<VEC>(dy + row * N + j, g);
+                load<VEC>(x + row * COLUMNS + j, v);
+                load<VEC>(dy + row * COLUMNS + j, g);
                 load<VEC>(weight + j, w);
 #pragma unroll
                 for (int i = 0; i < VEC; i++) g[i] = scale * (g[i] * w[i] - v[i] * scale * scale * mean);
                 if (add) {
-                    load<VEC>(dx + row * N + j, v);
+                    load<VEC>(dx + row * COLUMNS + j, v);
 #pragma unroll
                     for (int i = 0; i < VEC; i++) g[i] += v[i];
                 }
-                store<VEC>(dx + row * N + j, g);
+                store<VEC>(dx + row * COLUMNS + j, g);
             }
         }
     }
@@ -91,10 +91,10 @@ extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm_backward(REAL*
         __syncthreads();
         for (int c = threadIdx.x; c < 32 * VEC; c += 32 * warps) {
             int j = s * 32 * VEC + c;
-            if (j < N) {
+            if (j < COLUMNS) {
                 float sum = 0.0f;
                 for (int w = 0; w < warps; w++) sum += shared[w][c];
-                partial[(i64)blockIdx.x * N + j] = sum;
+                partial[(i64)blockIdx.x * COLUMNS + j] = sum;
             }
         }
     }

@@ -1,0 +1,300 @@
+package cuda
+
+import (
+	"math"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"nha/backend"
+	"nha/backend/ref"
+	"nha/tensor"
+)
+
+// card opens the backend, or skips the test where there is no card.
+func card(t testing.TB, d tensor.DType) *Backend {
+	t.Helper()
+	b, err := Open(d)
+	if err != nil {
+		t.Skipf("no CUDA here: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+var bothTypes = []tensor.DType{tensor.BF16, tensor.F32}
+
+// random is a host tensor of normal numbers.
+func random(seed uint64, dims ...int) tensor.Tensor {
+	r, t := rand.New(rand.NewPCG(seed, 5)), tensor.New(tensor.F32, tensor.Of(dims...))
+	for i := range t.F32() {
+		t.F32()[i] = float32(r.NormFloat64())
+	}
+	return t
+}
+
+func ids(seed uint64, n, limit int) tensor.Tensor {
+	r, t := rand.New(rand.NewPCG(seed, 6)), tensor.New(tensor.I32, tensor.Of(n))
+	for i := range t.I32() {
+		t.I32()[i] = int32(float64(limit) * math.Pow(r.Float64(), 4)) // a few are frequent
+	}
+	return t
+}
+
+// up brings a host tensor to the card in the backend's type, integers as they are.
+func up(b *Backend, h tensor.Tensor) tensor.Tensor {
+	d := b.DType()
+	if !h.DType.Float() {
+		d = h.DType
+	}
+	t := b.Alloc(d, h.Shape)
+	b.Write(t, h)
+	return t
+}
+
+func down(b *Backend, t tensor.Tensor) tensor.Tensor {
+	h := tensor.New(t.DType, t.Shape)
+	b.Read(h, t)
+	return h
+}
+
+// TestMemory: what is written is read back, in any type and longer than a staging buffer; memory is zeroed and used again.
+func TestMemory(t *testing.T) {
+	b := card(t, tensor.BF16)
+	for _, n := range []int{0, 1, 1000, stagingBytes/2 + 3, 3*stagingBytes + 1} {
+		h := random(uint64(n), n)
+		for _, d := range []tensor.DType{tensor.F32, tensor.BF16, tensor.F16} {
+			x := b.Alloc(d, tensor.Of(n))
+			for _, v := range down(b, x).Bytes() {
+				if v != 0 {
+					t.Fatalf("%d of type %v: memory is not zeroed", n, d)
+				}
+			}
+			b.Write(x, h)
+			want := tensor.New(d, h.Shape)
+			tensor.Convert(want, h)
+			if got := down(b, x); string(got.Bytes()) != string(want.Bytes()) {
+				t.Fatalf("%d of type %v: not what was written", n, d)
+			}
+			y := b.Alloc(d, tensor.Of(n))
+			b.Copy(y, x)
+			if got := down(b, y); string(got.Bytes()) != string(want.Bytes()) {
+				t.Fatalf("%d of type %v: not what was copied", n, d)
+			}
+			address := y.Address()
+			b.Free(y)
+			if z := b.Alloc(d, tensor.Of(n)); z.Address() != address {
+				t.Errorf("%d of type %v: memory is not used again", n, d)
+			} else {
+				b.Free(z)
+			}
+			b.Free(x)
+		}
+	}
+	if m := &b.d.memory; m.held[forTensors] != 0 || m.counts[forTensors] != 0 {
+		t.Errorf("%d bytes in %d blocks are still held", m.held[forTensors], m.counts[forTensors])
+	}
+}
+
+// TestOutOfMemory: the panic says how much was asked for and what to do, and the backend goes on.
+func TestOutOfMemory(t *testing.T) {
+	b := card(t, tensor.BF16)
+	func() {
+		defer func() {
+			e, ok := recover().(*Error)
+			if !ok {
+				t.Fatalf("no *Error for a petabyte")
+			}
+			for _, want := range []string{"CUDA_ERROR_OUT_OF_MEMORY", "alloc [1125899906842624]", "GiB asked for", "in use", "lower the batch"} {
+				if !strings.Contains(e.Error(), want) {
+					t.Errorf("error %q does not say %q", e, want)
+				}
+			}
+		}()
+		b.Alloc(tensor.U8, tensor.Of(1<<50))
+	}()
+	x := up(b, random(1, 100))
+	b.Add(x, x, x)
+	b.Wait()
+}
+
+// opsOf are the ops that add up many numbers, each returning what it wrote.
+func opsOf(b *Backend) map[string]func() []tensor.Tensor {
+	const rows, n, vocabulary = 3000, 264, 500
+	x, dy, w, rstd := up(b, random(1, rows, n)), up(b, random(2, rows, n)), up(b, random(3, n)), up(b, random(4, rows))
+	weight, token := up(b, random(5, vocabulary, n)), up(b, ids(6, rows, vocabulary))
+	logits, loss, target := b.Alloc(b.DType(), tensor.Of(rows, vocabulary)), b.Alloc(b.DType(), tensor.Of(rows)), up(b, ids(7, rows, vocabulary))
+	dx, dw, dtable, none := b.Alloc(b.DType(), x.Shape), b.Alloc(b.DType(), w.Shape), b.Alloc(b.DType(), weight.Shape), tensor.Tensor{}
+	return map[string]func() []tensor.Tensor{
+		"matmul": func() []tensor.Tensor {
+			b.MatMul(backend.NT, backend.Gradient{Tensor: logits}, x, weight, none)
+			b.MatMul(backend.TN, backend.Gradient{Tensor: dtable}, logits, x, none)
+			return []tensor.Tensor{logits, dtable}
+		},
+		"embed backward": func() []tensor.Tensor {
+			b.EmbedBackward(backend.Gradient{Tensor: dtable}, dy, token)
+			return []tensor.Tensor{dtable}
+		},
+		"sum_rows": func() []tensor.Tensor {
+			b.SumRows(backend.Gradient{Tensor: dw}, x)
+			return []tensor.Tensor{dw}
+		},
+		"rms_norm backward": func() []tensor.Tensor {
+			b.RMSNormBackward(backend.Gradient{Tensor: dx}, backend.Gradient{Tensor: dw}, dy, x, w, rstd)
+			return []tensor.Tensor{dx, dw}
+		},
+		"cross_entropy": func() []tensor.Tensor {
+			b.MatMul(backend.NT, backend.Gradient{Tensor: logits}, x, weight, none)
+			b.CrossEntropy(loss, logits, target, 1)
+			return []tensor.Tensor{logits, loss}
+		},
+		"sums": func() []tensor.Tensor {
+			s := tensor.FromF64([]float64{b.Sum(x), b.SumSquares(x)}, 2)
+			y := b.Alloc(tensor.F64, tensor.Of(2))
+			b.Write(y, s)
+			return []tensor.Tensor{y}
+		},
+	}
+}
+
+// TestSameBits: the same op on the same inputs gives the same bits, every time.
+func TestSameBits(t *testing.T) {
+	for _, d := range bothTypes {
+		b := card(t, d)
+		for name, op := range opsOf(b) {
+			var first []string
+			for run := range 5 {
+				for i, y := range op() {
+					bits := string(down(b, y).Bytes())
+					if run == 0 {
+						first = append(first, bits)
+					} else if bits != first[i] {
+						t.Errorf("%s %s: result %d differs in run %d", b.Name(), name, i, run)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestLarge holds sizes of real models, which the op table has none of, against float64 sums of some of their elements.
+func TestLarge(t *testing.T) {
+	for _, d := range bothTypes {
+		b, limit := card(t, d), map[tensor.DType]float64{tensor.BF16: 5e-3, tensor.F32: 2e-5}[d]
+		near := func(what string, got, want []float64) {
+			t.Helper()
+			if e := tensor.MaxError(tensor.FromF64(got, len(got)), tensor.FromF64(want, len(want))); !(e <= limit) {
+				t.Errorf("%s %s: error %.2g, limit %.0e", b.Name(), what, e, limit)
+			}
+		}
+		const rows, n, vocabulary = 4096, 768, 32000
+		x, w := up(b, random(1, rows, n)), up(b, random(2, vocabulary, n))
+		hx, hw := down(b, x), down(b, w)
+		y := b.Alloc(d, tensor.Of(rows, vocabulary))
+		b.MatMul(backend.NT, backend.Gradient{Tensor: y}, x, w, tensor.Tensor{})
+		hy := down(b, y)
+		var got, want []float64
+		for i := range 300 {
+			r, c := i*131%rows, i*7919%vocabulary
+			sum := 0.0
+			for j := range n {
+				sum += hx.Value(r*n+j) * hw.Value(c*n+j)
+			}
+			got, want = append(got, hy.Value(r*vocabulary+c)), append(want, sum)
+		}
+		near("matmul", got, want)
+
+		token := ids(3, rows, vocabulary)
+		dtable := b.Alloc(d, w.Shape)
+		b.EmbedBackward(backend.Gradient{Tensor: dtable}, x, up(b, token))
+		hd := down(b, dtable)
+		sums := make([]float64, vocabulary)
+		for r, id := range token.I32() {
+			sums[id] += hx.Value(r*n + 5)
+		}
+		got, want = nil, nil
+		for id, s := range sums {
+			got, want = append(got, hd.Value(id*n+5)), append(want, s)
+		}
+		near("embed backward", got, want)
+
+		target, loss := ids(4, rows, vocabulary), b.Alloc(tensor.F32, tensor.Of(rows))
+		b.CrossEntropy(loss, y, up(b, target), 1)
+		hl := down(b, loss)
+		got, want = nil, nil
+		for r := 0; r < rows; r += 100 {
+			row := tensor.New(tensor.F64, tensor.Of(1, vocabulary))
+			tensor.Convert(row, hy.Narrow(r, r+1))
+			l := tensor.New(tensor.F64, tensor.Of(1))
+			ref.Backend{}.CrossEntropy(l, row, target.Narrow(r, r+1), 1)
+			got, want = append(got, hl.Value(r)), append(want, l.F64()[0])
+		}
+		near("cross_entropy with losses in float32", got, want)
+	}
+}
+
+// TestStoredTypes: weights of another type than the backend's are read as they are, by matmul and embed.
+func TestStoredTypes(t *testing.T) {
+	for _, d := range bothTypes {
+		b := card(t, d)
+		for _, stored := range []tensor.DType{tensor.F32, tensor.BF16, tensor.F16} {
+			w := b.Alloc(stored, tensor.Of(40, 24))
+			b.Write(w, random(1, 40, 24))
+			x, y, e := up(b, random(2, 7, 24)), b.Alloc(d, tensor.Of(7, 40)), b.Alloc(d, tensor.Of(3, 24))
+			b.MatMul(backend.NT, backend.Gradient{Tensor: y}, x, w, tensor.Tensor{})
+			b.Embed(e, w, up(b, tensor.FromI32([]int32{39, 0, 7}, 3)))
+			hx, hw, hy, he := down(b, x), down(b, w), down(b, y), down(b, e)
+			limit := 0.02 // of numbers around 5
+			for i := range 7 * 40 {
+				sum := 0.0
+				for j := range 24 {
+					sum += hx.Value(i/40*24+j) * hw.Value(i%40*24+j)
+				}
+				if math.Abs(sum-hy.Value(i)) > limit*max(1, math.Abs(sum)) {
+					t.Fatalf("%s with weights of type %v: %v, want %v", b.Name(), stored, hy.Value(i), sum)
+				}
+			}
+			if math.Abs(he.Value(0)-hw.Value(39*24)) > 0.01*math.Abs(hw.Value(39*24)) {
+				t.Errorf("%s embed of type %v: %v, want %v", b.Name(), stored, he.Value(0), hw.Value(39*24))
+			}
+		}
+	}
+}
+
+// TestNoAllocation: once its kernels are there an op makes no garbage.
+func TestNoAllocation(t *testing.T) {
+	b := card(t, tensor.BF16)
+	x, y, w, rstd := up(b, random(1, 64, 256)), up(b, random(2, 64, 256)), up(b, random(3, 256, 256)), up(b, random(4, 64))
+	c := b.Alloc(tensor.BF16, tensor.Of(64, 256))
+	step := func() {
+		b.Add(y, x, y)
+		b.MatMul(backend.NT, backend.Gradient{Tensor: c}, x, w, tensor.Tensor{})
+		b.RMSNorm(y, rstd, x, w.Narrow(0, 1), 1e-5)
+		b.Zero(c)
+	}
+	step()
+	b.Wait()
+	if n := testing.AllocsPerRun(100, step); n != 0 {
+		t.Errorf("%.0f allocations a step", n)
+	}
+}
+
+// TestFaultIsNamed: a kernel that reads where nothing is ends as an *Error that names the op.
+func TestFaultIsNamed(t *testing.T) {
+	t.Setenv("NHA_CUDA_SYNC", "1")
+	b := card(t, tensor.F32)
+	defer func() {
+		e, ok := recover().(*Error)
+		if !ok || !strings.HasPrefix(e.Error(), "cuda: add [16]") || !strings.HasPrefix(e.Name, "CUDA_ERROR_") {
+			t.Errorf("%v", e)
+		}
+		b.d.failed.Store(nil) // the test has seen it; Close need not tell
+	}()
+	nowhere := tensor.OnDevice(tensor.F32, tensor.Of(16), 256)
+	b.Add(nowhere, nowhere, nowhere)
+	b.Wait()
+}
