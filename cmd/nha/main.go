@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime"
@@ -31,9 +32,13 @@ func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
-	root := newRoot()
+	root, out := newRoot(), &output{w: os.Stdout}
 	root.SetArgs(args)
+	root.SetOut(out)
 	c, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		err = out.err
+	}
 	var usage usageError
 	switch {
 	case err == nil:
@@ -46,6 +51,20 @@ func run(args []string) int {
 	}
 	fmt.Fprintf(os.Stderr, "nha: %v\n", err)
 	return 1
+}
+
+// output is standard output that remembers the first write that failed, so that a full disk is an error whoever printed.
+type output struct {
+	w   io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if o.err == nil {
+		o.err = err
+	}
+	return n, err
 }
 
 // common are the flags that every verb has.

@@ -45,9 +45,11 @@ func newTokenizerTrain() *cobra.Command {
 				o.Progress = func(p tokenizer.TrainProgress) {
 					fmt.Fprintf(os.Stderr, "\r%d MB read, %d of %d merges\x1b[K", p.Bytes/1e6, p.Merges, p.Want)
 				}
-				defer fmt.Fprintln(os.Stderr)
 			}
 			t, err := tokenizer.Train(c.Context(), texts(spec), o)
+			if o.Progress != nil {
+				fmt.Fprintln(os.Stderr)
+			}
 			if err != nil {
 				return err
 			}
