@@ -1,6 +1,8 @@
 package optest
 
 import (
+	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"testing"
@@ -50,13 +52,20 @@ func under(t testing.TB, f func(name string, b backend.Backend)) {
 func check(t *testing.T, mode func(*Case, backend.Backend) []Result) {
 	under(t, func(name string, b backend.Backend) {
 		t.Run(name, func(t *testing.T) {
-			n := 0
+			n, worst := 0, map[string]Result{}
 			for _, c := range cases {
 				for _, r := range mode(c, b) {
 					if n++; !r.OK() {
 						t.Error(r)
 					}
+					key := fmt.Sprintf("%-14s %s", c.Op, r.Tensor)
+					if w, ok := worst[key]; !ok || !(r.Error <= w.Error) {
+						worst[key] = r
+					}
 				}
+			}
+			for _, key := range slices.Sorted(maps.Keys(worst)) {
+				t.Logf("%-30s worst error %.2g of %.0e", key, worst[key].Error, worst[key].Limit)
 			}
 			t.Logf("%d comparisons", n)
 		})

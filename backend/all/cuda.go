@@ -1,0 +1,5 @@
+//go:build !nocuda
+
+package all
+
+import _ "nha/backend/cuda"
