@@ -139,6 +139,12 @@ func fill(b backend.Backend, t tensor.Tensor, draw func(*rand.Rand) float64) {
 	}
 }
 
+// wait returns when t is computed, also where ops only queue: it brings one element to the host.
+func wait(b backend.Backend, t tensor.Tensor) {
+	var x [1]float32
+	b.Read(tensor.FromF32(x[:], 1), t.At(0, tensor.Of(1)))
+}
+
 // dtypeName is the type's name in a configuration.
 func dtypeName(d tensor.DType) string {
 	switch d {

@@ -113,7 +113,10 @@ func multiply(ctx context.Context, b backend.Backend, op backend.Op, s Shape, t 
 	a, w := random(b, rows[0], rows[1]), random(b, columns[0], columns[1])
 	c := b.Alloc(b.DType(), tensor.Of(s.M, s.N))
 	defer func() { b.Free(a); b.Free(w); b.Free(c) }()
-	return t.runs(ctx, func() { backend.MatMul(b, op, backend.Gradient{Tensor: c}, a, w, tensor.Tensor{}) })
+	return t.runs(ctx, func() {
+		backend.MatMul(b, op, backend.Gradient{Tensor: c}, a, w, tensor.Tensor{})
+		wait(b, c)
+	})
 }
 
 // peakShape is the product that stands for the machine's peak.

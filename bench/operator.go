@@ -47,7 +47,7 @@ func (o *Operator) Check() error {
 		}
 	}
 	if len(o.W) == 0 {
-		return fmt.Errorf("W: give at least one window")
+		return fmt.Errorf("no window: give at least one W")
 	}
 	if err := o.each(func(s operatorShape) error {
 		if err := s.config().Check(); err != nil {
@@ -122,11 +122,11 @@ func (s operatorShape) measure(ctx context.Context, b backend.Backend, t Timing)
 	for range s.b {
 		c.Lengths = append(c.Lengths, s.t)
 	}
-	forward, err := t.median(ctx, func() { backend.NHA(b, c) })
+	forward, err := t.median(ctx, func() { backend.NHA(b, c); wait(b, c.O) })
 	if err != nil {
 		return OperatorResult{}, err
 	}
-	backward, err := t.median(ctx, func() { backend.NHABackward(b, c, g) })
+	backward, err := t.median(ctx, func() { backend.NHABackward(b, c, g); wait(b, g.DQ) })
 	if err != nil {
 		return OperatorResult{}, err
 	}
