@@ -6,7 +6,6 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"nha/demo"
 )
@@ -26,12 +25,10 @@ func newDemo() *cobra.Command {
 			if flags.json {
 				tables = os.Stderr
 			}
-			terminal := term.IsTerminal(int(os.Stderr.Fd()))
-			r, err := demo.Run(c.Context(), o, tables, os.Stderr, terminal)
+			progress := newProgress()
+			defer progress.end()
+			r, err := demo.Run(c.Context(), o, tables, progress, progress.terminal)
 			if err != nil {
-				if terminal {
-					fmt.Fprintln(os.Stderr) // the line of progress stays
-				}
 				return err
 			}
 			if flags.json {

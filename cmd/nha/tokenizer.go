@@ -1,14 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"nha/data"
 	"nha/tokenizer"
@@ -35,21 +36,23 @@ func newTokenizerTrain() *cobra.Command {
 			if out == "" || len(spec.Paths) == 0 {
 				return usageError{fmt.Errorf("tokenizer train needs --data and --out")}
 			}
-			if err := newFolder(out); err != nil {
+			made, err := newFolder(out)
+			if err != nil {
 				return err
 			}
-			defer os.Remove(out) // if it is still empty
+			if made {
+				defer os.Remove(out) // if it is still empty
+			}
 			started := time.Now()
 			o.Threads = flags.threads
-			if term.IsTerminal(int(os.Stderr.Fd())) {
+			progress := newProgress()
+			if progress.terminal {
 				o.Progress = func(p tokenizer.TrainProgress) {
-					fmt.Fprintf(os.Stderr, "\r%d MB read, %d of %d merges\x1b[K", p.Bytes/1e6, p.Merges, p.Want)
+					fmt.Fprintf(progress, "\r%d MB read, %d of %d merges\x1b[K", p.Bytes/1e6, p.Merges, p.Want)
 				}
 			}
 			t, err := tokenizer.Train(c.Context(), texts(spec), o)
-			if o.Progress != nil {
-				fmt.Fprintln(os.Stderr)
-			}
+			progress.end()
 			if err != nil {
 				return err
 			}
@@ -75,14 +78,16 @@ func newTokenizerTrain() *cobra.Command {
 
 // newFolder makes the folder of a new tokenizer, before the text is read; one that holds a tokenizer is refused, since the models
 // trained with it would no longer be read.
-func newFolder(dir string) error {
+func newFolder(dir string) (made bool, err error) {
 	if _, err := os.Lstat(filepath.Join(dir, "tokenizer.json")); err == nil {
-		return fmt.Errorf("--out %s: it already holds a tokenizer.json: name another folder, or remove it", dir)
+		return false, fmt.Errorf("--out %s: it already holds a tokenizer.json: name another folder, or remove it", dir)
 	}
+	_, err = os.Lstat(dir)
+	made = errors.Is(err, fs.ErrNotExist)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("--out: %w", err)
+		return false, fmt.Errorf("--out: %w", err)
 	}
-	return nil
+	return made, nil
 }
 
 // texts is the documents of spec as the tokenizer's trainer wants them.

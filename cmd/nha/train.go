@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"nha/train"
 )
@@ -31,16 +30,14 @@ func newTrain() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			terminal := term.IsTerminal(int(os.Stderr.Fd()))
-			var r train.Reporter = &train.Text{W: os.Stderr, Terminal: terminal}
+			progress := newProgress()
+			defer progress.end()
+			var r train.Reporter = &train.Text{W: progress, Terminal: progress.terminal}
 			if flags.json {
 				r = jsonReporter{Reporter: r, encoder: json.NewEncoder(c.OutOrStdout())}
 			}
 			result, err := train.Run(c.Context(), o, r)
 			if err != nil {
-				if terminal {
-					fmt.Fprintln(os.Stderr) // the line of progress stays
-				}
 				return err
 			}
 			fmt.Fprintf(os.Stderr, "%s: %d steps, %d tokens in %v; write with it: nha generate %s --prompt ...\n", result.Dir, result.Steps, result.Tokens,
