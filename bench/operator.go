@@ -53,7 +53,7 @@ func (o *Operator) Check() error {
 		if err := s.config().Check(); err != nil {
 			return err
 		}
-		elements := product(s.b*s.t) * float64(2*s.hq*(s.k+s.v)+2*s.h*(s.k+s.v+s.m))
+		elements := product(s.b, s.t) * float64(2*s.hq*(s.k+s.v)+2*s.h*(s.k+s.v+s.m))
 		return fits(fmt.Sprintf("the operator for B %d, T %d", s.b, s.t), elements)
 	}); err != nil {
 		return err

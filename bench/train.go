@@ -24,8 +24,8 @@ type Train struct {
 
 // TrainResult is one model. MFU is 6 N tokens/s over the best product of 2048 cubed in the same process, N all parameters and
 // attention's own products not counted. PeakBytes is the growth of resident memory that training brings (gradients, moments,
-// activations): its peak less what it was before the model was made, less the parameters. FirstStepS is the time from nothing to the
-// end of the first step.
+// activations): its peak less what it was before the model was made, less the parameters; on a device, what the trainer holds
+// there. FirstStepS is the time from nothing to the end of the first step.
 type TrainResult struct {
 	Backend         string  `json:"backend"`
 	Model           string  `json:"model"`
@@ -117,7 +117,7 @@ func (o *Train) measure(ctx context.Context, b backend.Backend, name string) (Tr
 	parameters, tokens := c.Account(1).Parameters, o.Size.Batch*o.Size.Context
 	data, _ := m.Flat()
 	grown := t.Bytes() - data.Len()*data.DType.Size()
-	if measured {
+	if measured && data.Address() == 0 { // the backend's memory is this process's
 		_, high, _ := resident()
 		grown = high - before - data.Len()*data.DType.Size()
 	}
