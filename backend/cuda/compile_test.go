@@ -12,11 +12,12 @@ import (
 // specialisations are the constants under which the kernels of a file are used by tests, here and in the op table. A kernel file
 // that is missing here fails TestCompile.
 var specialisations = map[string][][]define{
-	"matmul.cu":    over([]define{word("REAL", "bf16"), word("REAL", "float")}),
-	"reduce.cu":    over([]define{word("REAL", "bf16"), word("REAL", "float")}),
+	"matmul.cu":    over(realTypes),
+	"reduce.cu":    over(realTypes, widths),
 	"pointwise.cu": over(realTypes, storedTypes("FROM"), widths),
 	"embed.cu":     over(realTypes, storedTypes("TABLE"), widths),
-	"training.cu":  append(over(realTypes, []define{word("LOSS", "float")}, []define{word("MOMENT", "float")}), over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, []define{word("MOMENT", "bf16")})...),
+	"training.cu": append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, []define{word("MOMENT", "bf16"), word("MOMENT", "float")}, widths),
+		over(realTypes[1:], []define{word("LOSS", "float")}, []define{word("MOMENT", "float")}, widths)...),
 	"norm.cu": append(over(realTypes, []define{number("COLUMNS", 1), number("COLUMNS", 7), number("COLUMNS", 33), number("COLUMNS", 1000)}, widths[:1]),
 		over(realTypes, []define{number("COLUMNS", 48), number("COLUMNS", 64), number("COLUMNS", 768), number("COLUMNS", 1000), number("COLUMNS", 4096)}, widths[1:])...),
 }
@@ -91,7 +92,7 @@ func TestCompileCache(t *testing.T) {
 		t.Skipf("kernels are not compiled here: %v (scripts/cuda-compile brings NVRTC)", err)
 	}
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
-	m := key("reduce.cu", []define{word("REAL", "float")}).source()
+	m := key("reduce.cu", []define{word("REAL", "float"), number("VEC", 8)}).source()
 	first, err := c.image(m, "sm_80")
 	if err != nil {
 		t.Fatal(err)

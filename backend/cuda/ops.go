@@ -28,8 +28,8 @@ func (b *Backend) common() []moduleKey {
 	return []moduleKey{
 		key("pointwise.cu", []define{b.real, typeOf("FROM", b.dtype), number("VEC", 8)}),
 		key("embed.cu", []define{b.real, typeOf("TABLE", b.dtype), number("VEC", 8)}),
-		key("reduce.cu", []define{b.real}),
-		key("training.cu", []define{b.real, typeOf("LOSS", b.dtype), typeOf("MOMENT", b.dtype)}),
+		key("reduce.cu", []define{b.real, number("VEC", 8)}),
+		key("training.cu", []define{b.real, typeOf("LOSS", b.dtype), typeOf("MOMENT", b.dtype), number("VEC", 8)}),
 	}
 }
 
@@ -113,7 +113,9 @@ func (b *Backend) EmbedBackward(dtable backend.Gradient, dy, ids tensor.Tensor) 
 		integer(rows), integer(n), truth(dtable.Add))
 }
 
-func (b *Backend) reduce(entry string) *kernel { return b.d.kernel("reduce.cu", entry, b.real) }
+func (b *Backend) reduce(entry string, v int) *kernel {
+	return b.d.kernel("reduce.cu", entry, b.real, number("VEC", v))
+}
 
 // SumRows is dst[j] (+)= sum over r of x[r,j].
 func (b *Backend) SumRows(dst backend.Gradient, x tensor.Tensor) {
@@ -122,13 +124,13 @@ func (b *Backend) SumRows(dst backend.Gradient, x tensor.Tensor) {
 	chunk := max(32, blocks(rows, 256))
 	parts := blocks(rows, chunk)
 	partial := b.scratch(4 * parts * n)
-	b.d.launch(b.reduce("column_sums"), grid{blocks(n, 32), parts, 1}, 256, 0, partial, pointer(x), integer(rows), integer(n), integer(chunk))
+	b.d.launch(b.reduce("column_sums", 8), grid{blocks(n, 32), parts, 1}, 256, 0, partial, pointer(x), integer(rows), integer(n), integer(chunk))
 	b.addPartials(dst, partial, parts, n)
 }
 
 // addPartials is dst (+)= the sum of rows of n float32.
 func (b *Backend) addPartials(dst backend.Gradient, partial arg, rows, n int) {
-	b.d.launch(b.reduce("add_partials"), grid{blocks(n, 32), 1, 1}, 256, 0, pointer(dst.Tensor), partial, integer(rows), integer(n), truth(dst.Add))
+	b.d.launch(b.reduce("add_partials", 8), grid{blocks(n, 32), 1, 1}, 256, 0, pointer(dst.Tensor), partial, integer(rows), integer(n), truth(dst.Add))
 }
 
 // normWarps is the rows that a block of norm.cu has in hand at a time.
@@ -163,15 +165,15 @@ func (b *Backend) RMSNormBackward(dx, dweight backend.Gradient, dy, x, weight, r
 }
 
 // training is a kernel of training.cu for losses and moments of some type.
-func (b *Backend) training(entry string, loss, moment tensor.DType) *kernel {
-	return b.d.kernel("training.cu", entry, b.real, typeOf("LOSS", loss), typeOf("MOMENT", moment))
+func (b *Backend) training(entry string, loss, moment tensor.DType, v int) *kernel {
+	return b.d.kernel("training.cu", entry, b.real, typeOf("LOSS", loss), typeOf("MOMENT", moment), number("VEC", v))
 }
 
 // CrossEntropy leaves scale (softmax - onehot) in logits and -log p(target) in loss.
 func (b *Backend) CrossEntropy(loss, logits, targets tensor.Tensor, scale float64) {
 	b.op("cross_entropy", loss, logits, targets)
 	const threads = 512
-	b.d.launch(b.training("cross_entropy", loss.DType, b.dtype), grid{loss.Len(), 1, 1}, threads, 0,
+	b.d.launch(b.training("cross_entropy", loss.DType, b.dtype, wide(logits.Columns(), logits)), grid{loss.Len(), 1, 1}, threads, 0,
 		pointer(loss), pointer(logits), pointer(targets), integer(logits.Columns()), f32(scale))
 }
 
@@ -187,11 +189,11 @@ func (b *Backend) sum(op string, x tensor.Tensor, squares bool) float64 {
 	if n == 0 {
 		return 0
 	}
-	chunk := max(4096, blocks(n, 1024))
+	chunk := max(4096, blocks(n, 1024*8)*8)
 	parts := blocks(n, chunk)
 	partial, total := b.scratch(8*parts), b.scratchTensor(tensor.F64, tensor.Of(1))
-	b.d.launch(b.reduce("sum_blocks"), grid{parts, 1, 1}, 256, 0, partial, pointer(x), integer(n), integer(chunk), truth(squares))
-	b.d.launch(b.reduce("sum_all"), grid{1, 1, 1}, 256, 0, pointer(total), partial, integer(parts))
+	b.d.launch(b.reduce("sum_blocks", wide(8, x)), grid{parts, 1, 1}, 256, 0, partial, pointer(x), integer(n), integer(chunk), truth(squares))
+	b.d.launch(b.reduce("sum_all", 8), grid{1, 1, 1}, 256, 0, pointer(total), partial, integer(parts))
 	b.d.read(b.host, total)
 	return b.results[0]
 }
@@ -199,8 +201,8 @@ func (b *Backend) sum(op string, x tensor.Tensor, squares bool) float64 {
 // AdamW is one step of the optimiser, in place.
 func (b *Backend) AdamW(p, g, m, v tensor.Tensor, s backend.AdamW) {
 	b.op("adamw", p, g, m, v)
-	const threads = 256
-	b.d.launch(b.training("adamw", b.dtype, m.DType), grid{blocks(p.Len(), threads), 1, 1}, threads, 0,
+	width := wide(8, p, g, m, v)
+	b.elementwise(b.training("adamw", b.dtype, m.DType, width), width, p.Len(),
 		pointer(p), pointer(g), pointer(m), pointer(v), integer(p.Len()), f32(s.LearningRate), f32(s.Beta1), f32(s.Beta2), f32(s.Epsilon),
 		f32(s.WeightDecay), f32(s.GradientScale), f32(1/biasCorrection(s.Beta1, s.Step)), f32(1/biasCorrection(s.Beta2, s.Step)))
 }

@@ -100,6 +100,16 @@ template <> struct vector_io<1> {
 template <int N, typename T> __device__ __forceinline__ void load(const T* p, float (&x)[N]) { vector_io<N>::load(p, x); }
 template <int N, typename T> __device__ __forceinline__ void store(T* p, const float (&x)[N]) { vector_io<N>::store(p, x); }
 
+// each calls f<N> with the first of every thread's N elements, blockDim.x * N to a block; what crosses the end is done by f<1>.
+template <int N, typename F> __device__ __forceinline__ void each(i64 n, F f) {
+    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (i + N <= n) {
+        f.template operator()<N>(i);
+    } else {
+        for (; i < n; i++) f.template operator()<1>(i);
+    }
+}
+
 // Reductions. Every thread gets the result; the order of additions is fixed.
 template <typename S> __device__ __forceinline__ S warp_sum(S x) {
 #pragma unroll

@@ -1,20 +1,10 @@
 // Elementwise ops, VEC numbers a thread (1 where a pointer is not aligned for more): add, silu, swiglu and their gradients, and
 // conversion from another type. REAL is the type of the op, FROM that of convert's input. Arithmetic is float32.
 
-// each calls f with the first element of every thread's vector; a vector that crosses the end is done one number at a time.
-template <typename F> __device__ __forceinline__ void each(i64 n, F f) {
-    i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * VEC;
-    if (i + VEC <= n) {
-        f.template operator()<VEC>(i);
-    } else {
-        for (; i < n; i++) f.template operator()<1>(i);
-    }
-}
-
 // silu'(x) = s (1 + x sigmoid(-x)), s = sigmoid(x).
 __device__ __forceinline__ float silu_gradient(float x) { return sigmoid(x) * (1.0f + x * sigmoid(-x)); }
 
-// gradient_io is where a gradient goes: written, or added.
+// give puts a gradient where it goes: written, or added.
 template <int N> __device__ __forceinline__ void give(REAL* p, float (&g)[N], int add) {
     if (add) {
         float old[N];
@@ -26,7 +16,7 @@ template <int N> __device__ __forceinline__ void give(REAL* p, float (&g)[N], in
 }
 
 extern "C" __global__ void add(REAL* y, const REAL* a, const REAL* b, i64 n) {
-    each(n, [=]<int N>(i64 at) {
+    each<VEC>(n, [=]<int N>(i64 at) {
         float p[N], q[N];
         load<N>(a + at, p);
         load<N>(b + at, q);
@@ -37,7 +27,7 @@ extern "C" __global__ void add(REAL* y, const REAL* a, const REAL* b, i64 n) {
 }
 
 extern "C" __global__ void silu(REAL* y, const REAL* x, i64 n) {
-    each(n, [=]<int N>(i64 at) {
+    each<VEC>(n, [=]<int N>(i64 at) {
         float v[N];
         load<N>(x + at, v);
 #pragma unroll
@@ -47,7 +37,7 @@ extern "C" __global__ void silu(REAL* y, const REAL* x, i64 n) {
 }
 
 extern "C" __global__ void silu_backward(REAL* dx, const REAL* dy, const REAL* x, i64 n, int add) {
-    each(n, [=]<int N>(i64 at) {
+    each<VEC>(n, [=]<int N>(i64 at) {
         float v[N], g[N];
         load<N>(x + at, v);
         load<N>(dy + at, g);
@@ -58,7 +48,7 @@ extern "C" __global__ void silu_backward(REAL* dx, const REAL* dy, const REAL* x
 }
 
 extern "C" __global__ void swiglu(REAL* y, const REAL* gate, const REAL* up, i64 n) {
-    each(n, [=]<int N>(i64 at) {
+    each<VEC>(n, [=]<int N>(i64 at) {
         float v[N], u[N];
         load<N>(gate + at, v);
         load<N>(up + at, u);
@@ -69,7 +59,7 @@ extern "C" __global__ void swiglu(REAL* y, const REAL* gate, const REAL* up, i64
 }
 
 extern "C" __global__ void swiglu_backward(REAL* dgate, REAL* dup, const REAL* dy, const REAL* gate, const REAL* up, i64 n, int add_gate, int add_up) {
-    each(n, [=]<int N>(i64 at) {
+    each<VEC>(n, [=]<int N>(i64 at) {
         float v[N], u[N], g[N];
         load<N>(gate + at, v);
         load<N>(up + at, u);
@@ -85,7 +75,7 @@ extern "C" __global__ void swiglu_backward(REAL* dgate, REAL* dup, const REAL* d
 }
 
 extern "C" __global__ void convert(REAL* y, const FROM* x, i64 n) {
-    each(n, [=]<int N>(i64 at) {
+    each<VEC>(n, [=]<int N>(i64 at) {
         float v[N];
         load<N>(x + at, v);
         store<N>(y + at, v);

@@ -1,5 +1,6 @@
 // Sums in two stages, cut by index so that the bits do not depend on which block comes first: over rows (column_sums, then
-// add_partials) and over everything (sum_blocks, then sum_all, in float64). REAL is the element type.
+// add_partials) and over everything (sum_blocks, then sum_all, in float64). REAL is the element type, VEC the numbers that
+// sum_blocks moves at a time.
 
 // column_sums: blocks of 32 columns by 8 threads take chunk rows; partial[blockIdx.y] gets their sums.
 extern "C" __global__ void __launch_bounds__(256) column_sums(float* partial, const REAL* x, i64 rows, int columns, int chunk) {
@@ -34,12 +35,19 @@ extern "C" __global__ void __launch_bounds__(256) add_partials(REAL* y, const fl
     }
 }
 
-// sum_blocks: partial[block] is the sum of chunk numbers or of their squares.
+// sum_blocks: partial[block] is the sum of chunk numbers, a multiple of VEC, or of their squares.
 extern "C" __global__ void __launch_bounds__(256) sum_blocks(double* partial, const REAL* x, i64 n, i64 chunk, int squares) {
-    i64 from = blockIdx.x * chunk, to = min(from + chunk, n);
+    i64 from = blockIdx.x * chunk, to = min(from + chunk, n), i = from + threadIdx.x * VEC;
     double sum = 0.0;
-    for (i64 i = from + threadIdx.x; i < to; i += 256) {
-        double v = to_float(x[i]);
+    for (; i + VEC <= to; i += 256 * VEC) {
+        float v[VEC], part = 0.0f;
+        load<VEC>(x + i, v);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) part += squares ? v[j] * v[j] : v[j];
+        sum += part;
+    }
+    for (; i < to; i++) { // the one vector that crosses the end
+        float v = to_float(x[i]);
         sum += squares ? v * v : v;
     }
     sum = block_sum(sum);

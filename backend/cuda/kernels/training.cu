@@ -1,27 +1,40 @@
-// Loss and optimiser. REAL is the type of logits, gradients and parameters, LOSS that of the losses, MOMENT that of Adam's m and v.
+// Loss and optimiser. REAL is the type of logits, gradients and parameters, LOSS that of the losses, MOMENT that of Adam's m and v,
+// VEC the numbers a thread moves at a time.
 
-// cross_entropy: a block a row. loss = -log p(target); logits become scale (p - onehot(target)), both with the digits that are
-// left where p(target) is nearly 1: the sum over the other words is kept apart. A negative target: 0 and zeros.
+// cross_entropy: a block a row of n logits, a multiple of VEC. loss = -log p(target); logits become scale (p - onehot(target)), both
+// with the digits that are left where p(target) is nearly 1: the sum over the other words is kept apart. A negative target: 0 and zeros.
 extern "C" __global__ void __launch_bounds__(512) cross_entropy(LOSS* loss, REAL* logits, const int* targets, int n, float scale) {
     i64 row = blockIdx.x;
     REAL* x = logits + row * n;
-    int target = targets[row];
+    int target = targets[row], first = threadIdx.x * VEC, step = blockDim.x * VEC;
+    float v[VEC];
     if (target < 0) {
-        for (int i = threadIdx.x; i < n; i += blockDim.x) x[i] = round_to<REAL>(0.0f);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) v[j] = 0.0f;
+        for (int i = first; i < n; i += step) store<VEC>(x + i, v);
         if (threadIdx.x == 0) loss[row] = round_to<LOSS>(0.0f);
         return;
     }
-    float largest = -__int_as_float(0x7f800000), at = to_float(x[target]);
-    for (int i = threadIdx.x; i < n; i += blockDim.x) largest = fmaxf(largest, to_float(x[i]));
+    float at = to_float(x[target]), largest = at;
+    for (int i = first; i < n; i += step) {
+        load<VEC>(x + i, v);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) largest = fmaxf(largest, v[j]);
+    }
     largest = block_max(largest);
     float others = 0.0f;
-    for (int i = threadIdx.x; i < n; i += blockDim.x)
-        if (i != target) others += expf(to_float(x[i]) - largest);
-    others = block_sum(others); // nobody reads x[target] after this: it may be written
+    for (int i = first; i < n; i += step) {
+        load<VEC>(x + i, v);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) others += i + j == target ? 0.0f : expf(v[j] - largest);
+    }
+    others = block_sum(others); // everybody has read x[target] before this
     float own = expf(at - largest), inverse = 1.0f / (others + own);
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        float p = i == target ? -others * inverse : expf(to_float(x[i]) - largest) * inverse;
-        x[i] = round_to<REAL>(scale * p);
+    for (int i = first; i < n; i += step) {
+        load<VEC>(x + i, v);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) v[j] = scale * inverse * (i + j == target ? -others : expf(v[j] - largest));
+        store<VEC>(x + i, v);
     }
     if (threadIdx.x == 0) loss[row] = round_to<LOSS>(at == largest ? log1pf(others) : logf(others + own) + (largest - at));
 }
@@ -29,11 +42,21 @@ extern "C" __global__ void __launch_bounds__(512) cross_entropy(LOSS* loss, REAL
 // adamw: m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p -= lr (wd p + (m/c1) / (sqrt(v/c2) + epsilon)), c = 1 - b^step.
 extern "C" __global__ void __launch_bounds__(256) adamw(REAL* p, const REAL* g, MOMENT* m, MOMENT* v, i64 n, float learning_rate, float beta1, float beta2,
                                                          float epsilon, float weight_decay, float gradient_scale, float inverse_correction1, float inverse_correction2) {
-    i64 i = (i64)blockIdx.x * 256 + threadIdx.x;
-    if (i >= n) return;
-    float x = to_float(p[i]), d = to_float(g[i]) * gradient_scale;
-    float first = beta1 * to_float(m[i]) + (1.0f - beta1) * d, second = beta2 * to_float(v[i]) + (1.0f - beta2) * d * d;
-    m[i] = round_to<MOMENT>(first);
-    v[i] = round_to<MOMENT>(second);
-    p[i] = round_to<REAL>(x - learning_rate * (weight_decay * x + first * inverse_correction1 / (sqrtf(second * inverse_correction2) + epsilon)));
+    each<VEC>(n, [=]<int N>(i64 at) {
+        float x[N], d[N], first[N], second[N];
+        load<N>(p + at, x);
+        load<N>(g + at, d);
+        load<N>(m + at, first);
+        load<N>(v + at, second);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            d[i] *= gradient_scale;
+            first[i] = beta1 * first[i] + (1.0f - beta1) * d[i];
+            second[i] = beta2 * second[i] + (1.0f - beta2) * d[i] * d[i];
+            x[i] -= learning_rate * (weight_decay * x[i] + first[i] * inverse_correction1 / (sqrtf(second[i] * inverse_correction2) + epsilon));
+        }
+        store<N>(m + at, first);
+        store<N>(v + at, second);
+        store<N>(p + at, x);
+    });
 }
