@@ -16,10 +16,12 @@ var specialisations = map[string][][]define{
 	"reduce.cu":    over(realTypes, widths),
 	"pointwise.cu": over(realTypes, storedTypes("FROM"), widths),
 	"embed.cu":     over(realTypes, storedTypes("TABLE"), widths),
-	"training.cu": append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, []define{word("MOMENT", "bf16"), word("MOMENT", "float")}, widths),
-		over(realTypes[1:], []define{word("LOSS", "float")}, []define{word("MOMENT", "float")}, widths)...),
-	"norm.cu": append(over(realTypes, []define{number("COLUMNS", 1), number("COLUMNS", 7), number("COLUMNS", 33), number("COLUMNS", 1000)}, widths[:1]),
-		over(realTypes, []define{number("COLUMNS", 48), number("COLUMNS", 64), number("COLUMNS", 768), number("COLUMNS", 1000), number("COLUMNS", 4096)}, widths[1:])...),
+	"training.cu": append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, []define{word("PARAMETER", "bf16"), word("PARAMETER", "float")},
+		[]define{word("MOMENT", "bf16"), word("MOMENT", "float")}, widths),
+		over(realTypes[1:], []define{word("LOSS", "float")}, []define{word("PARAMETER", "float")}, []define{word("MOMENT", "float")}, widths)...),
+	"norm.cu": append(append(over(realTypes, []define{word("STATISTIC", "float")}, columns(1, 7, 33, 1000), widths[:1]),
+		over(realTypes, []define{word("STATISTIC", "float")}, columns(48, 64, 768, 1000, 4096), widths[1:])...),
+		over(realTypes[:1], []define{word("STATISTIC", "bf16")}, columns(7, 64, 768), widths[:1])...),
 }
 
 var (
@@ -29,6 +31,13 @@ var (
 
 func storedTypes(name string) []define {
 	return []define{word(name, "bf16"), word(name, "f16"), word(name, "float")}
+}
+
+func columns(list ...int) (d []define) {
+	for _, n := range list {
+		d = append(d, number("COLUMNS", n))
+	}
+	return d
 }
 
 // over is every choice of one constant from each list.
@@ -113,7 +122,7 @@ func TestCompileCache(t *testing.T) {
 	if p := c.cachePath(m, "sm_90a"); p == path {
 		t.Error("two architectures share an image")
 	}
-	_, err = c.compile(key("norm.cu", []define{word("REAL", "bf16"), word("COLUMNS", "wrong"), number("VEC", 8)}).source(), "sm_80")
+	_, err = c.compile(key("norm.cu", []define{word("REAL", "bf16"), word("COLUMNS", "wrong"), word("STATISTIC", "float"), number("VEC", 8)}).source(), "sm_80")
 	for _, want := range []string{"norm.cu", "COLUMNS=wrong", "wrong\" is undefined"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v does not say %q", err, want)

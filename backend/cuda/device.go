@@ -36,6 +36,7 @@ type device struct {
 	where  where
 	closed bool
 
+	frame   [maxArgs]uintptr // arguments of the C call in hand, on the device's thread
 	modules modules
 	memory  memory
 	staging staging
@@ -243,6 +244,20 @@ func (d *device) launch(k *kernel, g grid, block, shared int, args ...arg) {
 	d.queue <- c
 }
 
+// invoke calls a C function without making garbage; on the device's thread. What the arguments point to must be on the heap and
+// held by somebody else.
+func (d *device) invoke(f uintptr, args ...uintptr) int {
+	return int(int32(call(f, d.frame[:copy(d.frame[:], args)]...)))
+}
+
+// issue is invoke for the driver's functions.
+func (d *device) issue(f function, args ...uintptr) error {
+	if code := d.invoke(d.driver.f[f], args...); code != 0 {
+		return d.driver.failure(f.String(), code)
+	}
+	return nil
+}
+
 func runLaunch(d *device, c *command) error {
 	k := c.kernel
 	if c.shared > k.shared {
@@ -251,9 +266,9 @@ func runLaunch(d *device, c *command) error {
 		}
 		k.shared = c.shared
 	}
-	code := call(d.driver.f[cuLaunchKernel], k.function, uintptr(c.grid.x), uintptr(c.grid.y), uintptr(c.grid.z), uintptr(c.block), 1, 1,
+	code := d.invoke(d.driver.f[cuLaunchKernel], k.function, uintptr(c.grid.x), uintptr(c.grid.y), uintptr(c.grid.z), uintptr(c.block), 1, 1,
 		uintptr(c.shared), d.stream, uintptr(unsafe.Pointer(&c.params)), 0)
-	if code := int(int32(code)); code != 0 {
+	if code != 0 {
 		return d.driver.failure("cuLaunchKernel "+k.entry, code)
 	}
 	return nil
@@ -263,17 +278,22 @@ func runLaunch(d *device, c *command) error {
 func (d *device) elapsed(f func()) float64 {
 	var events [2]uintptr
 	dr := d.driver
-	record := func(i int) {
-		d.must(func() error {
+	d.must(func() error {
+		for i := range events {
 			if err := dr.do(cuEventCreate, uintptr(unsafe.Pointer(&events[i])), 0); err != nil {
 				return err
 			}
-			return dr.do(cuEventRecord, events[i], d.stream)
-		})
+		}
+		return nil
+	})
+	record := func(event uintptr) {
+		c := d.take(func(d *device, c *command) error { return d.issue(cuEventRecord, uintptr(c.args[0]), d.stream) })
+		c.args[0] = uint64(event)
+		d.queue <- c
 	}
-	record(0)
+	record(events[0])
 	f()
-	record(1)
+	record(events[1])
 	var ms float32
 	d.must(func() error {
 		if err := dr.do(cuEventSynchronize, events[1]); err != nil {

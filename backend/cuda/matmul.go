@@ -98,7 +98,12 @@ func loadMultiplier(driverVersion int) (*multiplier, error) {
 
 //go:uintptrescapes
 func (m *multiplier) do(f int, args ...uintptr) error {
-	if code := int(int32(call(m.f[f], args...))); code != 0 {
+	return m.result(f, int(int32(call(m.f[f], args...))))
+}
+
+// result is the error for a status that a function returned.
+func (m *multiplier) result(f, code int) error {
+	if code != 0 {
 		name, ok := ltCodes[code]
 		if !ok {
 			name = fmt.Sprintf("cuBLAS status %d", code)
@@ -259,13 +264,13 @@ func (b *Backend) MatMul(op backend.Op, c backend.Gradient, x, w, bias tensor.Te
 func runProduct(d *device, c *command) error {
 	m, p := c.owner, c.plan
 	if p.bias {
-		if err := m.do(ltMatmulDescSetAttribute, p.desc, descBiasPointer, uintptr(unsafe.Pointer(&c.args[3])), 8); err != nil {
+		if err := m.result(ltMatmulDescSetAttribute, d.invoke(m.f[ltMatmulDescSetAttribute], p.desc, descBiasPointer, uintptr(unsafe.Pointer(&c.args[3])), 8)); err != nil {
 			return err
 		}
 	}
 	one, beta := uintptr(unsafe.Pointer(&m.scales[1])), uintptr(unsafe.Pointer(&m.scales[c.args[4]]))
-	return m.do(ltMatmul, m.handle, p.desc, one, uintptr(c.args[1]), p.first, uintptr(c.args[0]), p.second, beta, uintptr(c.args[2]), p.result,
-		uintptr(c.args[2]), p.result, uintptr(unsafe.Pointer(&p.algorithm)), m.workspace, workspaceBytes, d.stream)
+	return m.result(ltMatmul, d.invoke(m.f[ltMatmul], m.handle, p.desc, one, uintptr(c.args[1]), p.first, uintptr(c.args[0]), p.second, beta, uintptr(c.args[2]), p.result,
+		uintptr(c.args[2]), p.result, uintptr(unsafe.Pointer(&p.algorithm)), m.workspace, workspaceBytes, d.stream))
 }
 
 // converted is t in the backend's type: itself, or a copy in scratch memory.

@@ -170,7 +170,7 @@ func (d *device) fill(p uintptr, value byte, n int) {
 		return
 	}
 	c := d.take(func(d *device, c *command) error {
-		return d.driver.do(cuMemsetD8Async, uintptr(c.args[0]), uintptr(c.args[1]), uintptr(c.args[2]), d.stream)
+		return d.issue(cuMemsetD8Async, uintptr(c.args[0]), uintptr(c.args[1]), uintptr(c.args[2]), d.stream)
 	})
 	c.args[0], c.args[1], c.args[2] = uint64(p), uint64(value), uint64(n)
 	d.queue <- c
@@ -182,7 +182,7 @@ func (d *device) copyOnDevice(to, from uintptr, n int) {
 		return
 	}
 	c := d.take(func(d *device, c *command) error {
-		return d.driver.do(cuMemcpyDtoDAsync, uintptr(c.args[0]), uintptr(c.args[1]), uintptr(c.args[2]), d.stream)
+		return d.issue(cuMemcpyDtoDAsync, uintptr(c.args[0]), uintptr(c.args[1]), uintptr(c.args[2]), d.stream)
 	})
 	c.args[0], c.args[1], c.args[2] = uint64(to), uint64(from), uint64(n)
 	d.queue <- c
@@ -246,10 +246,10 @@ func (d *device) write(dst, src tensor.Tensor) {
 }
 
 func runWrite(d *device, c *command) error {
-	if err := d.driver.do(cuMemcpyHtoDAsync, uintptr(c.args[0]), uintptr(c.args[1]), uintptr(c.args[2]), d.stream); err != nil {
+	if err := d.issue(cuMemcpyHtoDAsync, uintptr(c.args[0]), uintptr(c.args[1]), uintptr(c.args[2]), d.stream); err != nil {
 		return err
 	}
-	return d.driver.do(cuEventRecord, uintptr(c.args[3]), d.stream)
+	return d.issue(cuEventRecord, uintptr(c.args[3]), d.stream)
 }
 
 // read brings memory of the card to the host, converting to dst's type, and waits for it.
@@ -275,10 +275,10 @@ func (d *device) read(dst, src tensor.Tensor) {
 }
 
 func runRead(d *device, c *command) error {
-	if err := d.driver.do(cuMemcpyDtoHAsync, uintptr(c.args[0]), uintptr(c.args[1]), uintptr(c.args[2]), d.stream); err != nil {
+	if err := d.issue(cuMemcpyDtoHAsync, uintptr(c.args[0]), uintptr(c.args[1]), uintptr(c.args[2]), d.stream); err != nil {
 		return err
 	}
-	return d.driver.do(cuStreamSynchronize, d.stream)
+	return d.issue(cuStreamSynchronize, d.stream)
 }
 
 func (s *staging) close(d *device) {

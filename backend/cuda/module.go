@@ -102,7 +102,7 @@ func (k moduleKey) list() []string {
 }
 
 func (m *moduleSource) options(target string) []string {
-	o := []string{"--gpu-architecture=" + target, "--std=c++20"}
+	o := []string{"--gpu-architecture=" + target, "--std=c++20", "--device-as-default-execution-space"}
 	for _, d := range m.list() {
 		o = append(o, "-D"+d)
 	}
@@ -118,14 +118,18 @@ func (d *device) kernel(file, entry string, defines ...define) *kernel {
 	if f, ok := d.modules.kernels[k]; ok {
 		return f
 	}
+	return d.newKernel(k)
+}
+
+func (d *device) newKernel(k kernelKey) *kernel {
 	if _, ok := d.modules.loaded[k.moduleKey]; !ok {
 		if err := d.load(k.moduleKey); err != nil {
 			panic(err)
 		}
 	}
-	f := &kernel{entry: entry, shared: 48 << 10}
+	f := &kernel{entry: k.entry, shared: 48 << 10}
 	d.must(func() error {
-		name := cBytes(entry)
+		name := cBytes(k.entry)
 		return d.driver.do(cuModuleGetFunction, uintptr(unsafe.Pointer(&f.function)), d.modules.loaded[k.moduleKey], uintptr(unsafe.Pointer(&name[0])))
 	})
 	d.modules.kernels[k] = f

@@ -29,7 +29,7 @@ func (b *Backend) common() []moduleKey {
 		key("pointwise.cu", []define{b.real, typeOf("FROM", b.dtype), number("VEC", 8)}),
 		key("embed.cu", []define{b.real, typeOf("TABLE", b.dtype), number("VEC", 8)}),
 		key("reduce.cu", []define{b.real, number("VEC", 8)}),
-		key("training.cu", []define{b.real, typeOf("LOSS", b.dtype), typeOf("MOMENT", b.dtype), number("VEC", 8)}),
+		key("training.cu", []define{b.real, typeOf("LOSS", b.dtype), typeOf("PARAMETER", b.dtype), typeOf("MOMENT", b.dtype), number("VEC", 8)}),
 	}
 }
 
@@ -83,7 +83,11 @@ func (b *Backend) SwiGLUBackward(dgate, dup backend.Gradient, dy, gate, up tenso
 		integer(dy.Len()), truth(dgate.Add), truth(dup.Add))
 }
 
-const embedThreads = 128
+// embedThreads is the threads that share a row; embedGroups the rows that embed_backward has in hand at a time.
+const (
+	embedThreads = 128
+	embedGroups  = 4
+)
 
 // Embed is y[r] = table[ids[r]]; the table may be of any floating-point type.
 func (b *Backend) Embed(y, table, ids tensor.Tensor) {
@@ -104,12 +108,14 @@ func (b *Backend) EmbedBackward(dtable backend.Gradient, dy, ids tensor.Tensor) 
 		return
 	}
 	v := wide(n, dtable.Tensor, dy)
-	first := b.scratch(4 * dtable.Rows())
-	b.d.fill(uintptr(first), 0x7f, 4*dtable.Rows()) // larger than any row
+	bytes := 4 * dtable.Rows()
+	first, counts := b.scratch(bytes), b.scratch(bytes)
+	b.d.fill(uintptr(first), 0x7f, bytes) // larger than any row
+	b.d.fill(uintptr(counts), 0, bytes)
 	find := b.d.kernel("embed.cu", "embed_first", b.real, typeOf("TABLE", b.dtype), number("VEC", v))
-	b.d.launch(find, grid{blocks(rows, embedThreads), 1, 1}, embedThreads, 0, first, pointer(ids), integer(rows))
+	b.d.launch(find, grid{blocks(rows, embedThreads), 1, 1}, embedThreads, 0, first, counts, pointer(ids), integer(rows))
 	gather := b.d.kernel("embed.cu", "embed_backward", b.real, typeOf("TABLE", b.dtype), number("VEC", v))
-	b.d.launch(gather, grid{rows, blocks(n, embedThreads*v), 1}, embedThreads, 0, pointer(dtable.Tensor), pointer(dy), pointer(ids), first,
+	b.d.launch(gather, grid{rows, blocks(n, embedThreads*v), 1}, embedGroups*embedThreads, 0, pointer(dtable.Tensor), pointer(dy), pointer(ids), first, counts,
 		integer(rows), integer(n), truth(dtable.Add))
 }
 
@@ -136,15 +142,15 @@ func (b *Backend) addPartials(dst backend.Gradient, partial arg, rows, n int) {
 // normWarps is the rows that a block of norm.cu has in hand at a time.
 const normWarps = 4
 
-func (b *Backend) norm(entry string, n int, tensors ...tensor.Tensor) *kernel {
-	return b.d.kernel("norm.cu", entry, b.real, number("COLUMNS", n), number("VEC", wide(n, tensors...)))
+func (b *Backend) norm(entry string, n int, rstd tensor.DType, v int) *kernel {
+	return b.d.kernel("norm.cu", entry, b.real, typeOf("STATISTIC", rstd), number("COLUMNS", n), number("VEC", v))
 }
 
-// RMSNorm is y = x rstd weight over rows of len(weight).
+// RMSNorm is y = x rstd weight over rows of len(weight). rstd may be F32 whatever the backend's type.
 func (b *Backend) RMSNorm(y, rstd, x, weight tensor.Tensor, epsilon float64) {
 	b.op("rms_norm", y, rstd, x, weight)
 	rows := rstd.Len()
-	b.d.launch(b.norm("rms_norm", weight.Len(), y, x, weight), grid{blocks(rows, normWarps), 1, 1}, 32*normWarps, 0,
+	b.d.launch(b.norm("rms_norm", weight.Len(), rstd.DType, wide(weight.Len(), y, x, weight)), grid{blocks(rows, normWarps), 1, 1}, 32*normWarps, 0,
 		pointer(y), pointer(rstd), pointer(x), pointer(weight), integer(rows), f32(epsilon))
 }
 
@@ -157,23 +163,23 @@ func (b *Backend) RMSNormBackward(dx, dweight backend.Gradient, dy, x, weight, r
 	if dweight.Present() {
 		partial = b.scratch(4 * parts * n)
 	}
-	b.d.launch(b.norm("rms_norm_backward", n, dx.Tensor, dy, x, weight), grid{parts, 1, 1}, 32*normWarps, 0,
+	b.d.launch(b.norm("rms_norm_backward", n, rstd.DType, wide(n, dx.Tensor, dy, x, weight)), grid{parts, 1, 1}, 32*normWarps, 0,
 		pointer(dx.Tensor), partial, pointer(dy), pointer(x), pointer(weight), pointer(rstd), integer(rows), truth(dx.Add))
 	if dweight.Present() {
 		b.addPartials(dweight, partial, parts, n)
 	}
 }
 
-// training is a kernel of training.cu for losses and moments of some type.
-func (b *Backend) training(entry string, loss, moment tensor.DType, v int) *kernel {
-	return b.d.kernel("training.cu", entry, b.real, typeOf("LOSS", loss), typeOf("MOMENT", moment), number("VEC", v))
+// training is a kernel of training.cu for losses, parameters and moments of some type.
+func (b *Backend) training(entry string, loss, parameter, moment tensor.DType, v int) *kernel {
+	return b.d.kernel("training.cu", entry, b.real, typeOf("LOSS", loss), typeOf("PARAMETER", parameter), typeOf("MOMENT", moment), number("VEC", v))
 }
 
-// CrossEntropy leaves scale (softmax - onehot) in logits and -log p(target) in loss.
+// CrossEntropy leaves scale (softmax - onehot) in logits and -log p(target) in loss, which may be F32 whatever the backend's type.
 func (b *Backend) CrossEntropy(loss, logits, targets tensor.Tensor, scale float64) {
 	b.op("cross_entropy", loss, logits, targets)
 	const threads = 512
-	b.d.launch(b.training("cross_entropy", loss.DType, b.dtype, wide(logits.Columns(), logits)), grid{loss.Len(), 1, 1}, threads, 0,
+	b.d.launch(b.training("cross_entropy", loss.DType, b.dtype, b.dtype, wide(logits.Columns(), logits)), grid{loss.Len(), 1, 1}, threads, 0,
 		pointer(loss), pointer(logits), pointer(targets), integer(logits.Columns()), f32(scale))
 }
 
@@ -198,11 +204,12 @@ func (b *Backend) sum(op string, x tensor.Tensor, squares bool) float64 {
 	return b.results[0]
 }
 
-// AdamW is one step of the optimiser, in place.
+// AdamW is one step of the optimiser, in place. p, and m with v, may be F32 whatever the backend's type: a parameter of 8 bits
+// does not see updates of a thousandth.
 func (b *Backend) AdamW(p, g, m, v tensor.Tensor, s backend.AdamW) {
 	b.op("adamw", p, g, m, v)
 	width := wide(8, p, g, m, v)
-	b.elementwise(b.training("adamw", b.dtype, m.DType, width), width, p.Len(),
+	b.elementwise(b.training("adamw", b.dtype, p.DType, m.DType, width), width, p.Len(),
 		pointer(p), pointer(g), pointer(m), pointer(v), integer(p.Len()), f32(s.LearningRate), f32(s.Beta1), f32(s.Beta2), f32(s.Epsilon),
 		f32(s.WeightDecay), f32(s.GradientScale), f32(1/biasCorrection(s.Beta1, s.Step)), f32(1/biasCorrection(s.Beta2, s.Step)))
 }

@@ -48,7 +48,7 @@ func matmul(op backend.Op, m, n, k int, withBias bool) *Case {
 		a = tensor.Of(k, m)
 	}
 	c := &Case{Op: "matmul", Name: fmt.Sprintf("%v-%dx%dx%d", op, m, n, k), Inputs: []Input{{Name: "a", Shape: a}, {Name: "b", Shape: b}},
-		Outputs: []Output{{"c", tensor.Of(m, n)}, {"c added", tensor.Of(m, n)}}, Wants: []int{0, 1}, Picks: 8}
+		Outputs: []Output{{Name: "c", Shape: tensor.Of(m, n)}, {Name: "c added", Shape: tensor.Of(m, n)}}, Wants: []int{0, 1}, Picks: 8}
 	if withBias {
 		c.Name += "-bias"
 		c.Inputs = append(c.Inputs, Input{Name: "bias", Shape: tensor.Of(n)})
@@ -88,7 +88,7 @@ func matmul(op backend.Op, m, n, k int, withBias bool) *Case {
 func rmsNorm(rows, n int) *Case {
 	return &Case{Op: "rms_norm", Name: fmt.Sprintf("%dx%d", rows, n),
 		Inputs:  []Input{{Name: "x", Shape: tensor.Of(rows, n), Std: 2}, {Name: "weight", Shape: tensor.Of(n), Mean: 1, Std: 0.3}},
-		Outputs: []Output{{"y", tensor.Of(rows, n)}, {"rstd", tensor.Of(rows)}}, Wants: []int{0, 1},
+		Outputs: []Output{{Name: "y", Shape: tensor.Of(rows, n)}, {Name: "rstd", Shape: tensor.Of(rows), Wide: true}}, Wants: []int{0, 1},
 		Forward: func(b backend.Backend, in, out []tensor.Tensor) {
 			backend.RMSNorm(b, out[0], out[1], in[0], in[1], 1e-2)
 		},
@@ -101,7 +101,7 @@ func embed(rows, n int) *Case {
 	const vocabulary = 11
 	return &Case{Op: "embed", Name: fmt.Sprintf("%dx%d", rows, n),
 		Inputs:  []Input{{Name: "table", Shape: tensor.Of(vocabulary, n)}, {Name: "ids", Shape: tensor.Of(rows), Ids: vocabulary}},
-		Outputs: []Output{{"y", tensor.Of(rows, n)}}, Wants: []int{0},
+		Outputs: []Output{{Name: "y", Shape: tensor.Of(rows, n)}}, Wants: []int{0},
 		Forward: func(b backend.Backend, in, out []tensor.Tensor) { backend.Embed(b, out[0], in[0], in[1]) },
 		Backward: func(b backend.Backend, in, _, dout []tensor.Tensor, din []backend.Gradient) {
 			backend.EmbedBackward(b, din[0], dout[0], in[1])
@@ -110,7 +110,7 @@ func embed(rows, n int) *Case {
 
 func sumRows(rows, n int) *Case {
 	return &Case{Op: "sum_rows", Name: fmt.Sprintf("%dx%d", rows, n), Inputs: []Input{{Name: "x", Shape: tensor.Of(rows, n)}},
-		Outputs: []Output{{"y", tensor.Of(n)}},
+		Outputs: []Output{{Name: "y", Shape: tensor.Of(n)}},
 		Forward: func(b backend.Backend, in, out []tensor.Tensor) {
 			backend.SumRows(b, backend.Gradient{Tensor: out[0]}, in[0])
 		}}
@@ -121,7 +121,7 @@ func crossEntropy(rows, n int) *Case {
 	const scale = 0.37
 	return &Case{Op: "cross_entropy", Name: fmt.Sprintf("%dx%d", rows, n),
 		Inputs:  []Input{{Name: "logits", Shape: tensor.Of(rows, n), Std: 5}, {Name: "targets", Shape: tensor.Of(rows), Ids: n, Negative: true}},
-		Outputs: []Output{{"loss", tensor.Of(rows)}, {"gradient", tensor.Of(rows, n)}}, Wants: []int{0}, Constant: scale, OnlyWrites: true,
+		Outputs: []Output{{Name: "loss", Shape: tensor.Of(rows)}, {Name: "gradient", Shape: tensor.Of(rows, n)}}, Wants: []int{0}, Constant: scale, OnlyWrites: true,
 		Forward: func(b backend.Backend, in, out []tensor.Tensor) {
 			b.Copy(out[1], in[0])
 			backend.CrossEntropy(b, out[0], out[1], in[1], scale)
@@ -133,7 +133,7 @@ func crossEntropy(rows, n int) *Case {
 
 func add(n int) *Case {
 	s := tensor.Of(n)
-	return &Case{Op: "add", Name: fmt.Sprint(n), Inputs: []Input{{Name: "a", Shape: s}, {Name: "b", Shape: s}}, Outputs: []Output{{"y", s}, {"in place", s}},
+	return &Case{Op: "add", Name: fmt.Sprint(n), Inputs: []Input{{Name: "a", Shape: s}, {Name: "b", Shape: s}}, Outputs: []Output{{Name: "y", Shape: s}, {Name: "in place", Shape: s}},
 		Forward: func(b backend.Backend, in, out []tensor.Tensor) {
 			backend.Add(b, out[0], in[0], in[1])
 			b.Copy(out[1], in[0])
@@ -143,7 +143,7 @@ func add(n int) *Case {
 
 func silu(n int) *Case {
 	s := tensor.Of(n)
-	return &Case{Op: "silu", Name: fmt.Sprint(n), Inputs: []Input{{Name: "x", Shape: s, Std: 4}}, Outputs: []Output{{"y", s}}, Wants: []int{0},
+	return &Case{Op: "silu", Name: fmt.Sprint(n), Inputs: []Input{{Name: "x", Shape: s, Std: 4}}, Outputs: []Output{{Name: "y", Shape: s}}, Wants: []int{0},
 		Forward: func(b backend.Backend, in, out []tensor.Tensor) { backend.SiLU(b, out[0], in[0]) },
 		Backward: func(b backend.Backend, in, _, dout []tensor.Tensor, din []backend.Gradient) {
 			backend.SiLUBackward(b, din[0], dout[0], in[0])
@@ -153,7 +153,7 @@ func silu(n int) *Case {
 func swiglu(n int) *Case {
 	s := tensor.Of(n)
 	return &Case{Op: "swiglu", Name: fmt.Sprint(n), Inputs: []Input{{Name: "gate", Shape: s, Std: 4}, {Name: "up", Shape: s}},
-		Outputs: []Output{{"y", s}}, Wants: []int{0, 1},
+		Outputs: []Output{{Name: "y", Shape: s}}, Wants: []int{0, 1},
 		Forward: func(b backend.Backend, in, out []tensor.Tensor) { backend.SwiGLU(b, out[0], in[0], in[1]) },
 		Backward: func(b backend.Backend, in, _, dout []tensor.Tensor, din []backend.Gradient) {
 			backend.SwiGLUBackward(b, din[0], din[1], dout[0], in[0], in[1])
@@ -162,7 +162,7 @@ func swiglu(n int) *Case {
 
 // sums is sum and sum_squares, whose results are numbers on the host.
 func sums(n int) *Case {
-	return &Case{Op: "sum_squares", Name: fmt.Sprint(n), Inputs: []Input{{Name: "x", Shape: tensor.Of(n), Mean: 0.5}}, Outputs: []Output{{"sums", tensor.Of(2)}},
+	return &Case{Op: "sum_squares", Name: fmt.Sprint(n), Inputs: []Input{{Name: "x", Shape: tensor.Of(n), Mean: 0.5}}, Outputs: []Output{{Name: "sums", Shape: tensor.Of(2)}},
 		Forward: func(b backend.Backend, in, out []tensor.Tensor) {
 			b.Write(out[0], tensor.FromF64([]float64{b.Sum(in[0]), b.SumSquares(in[0])}, 2))
 		}}
@@ -171,8 +171,8 @@ func sums(n int) *Case {
 func adamw(n int) *Case {
 	s := tensor.Of(n)
 	return &Case{Op: "adamw", Name: fmt.Sprint(n),
-		Inputs:  []Input{{Name: "p", Shape: s}, {Name: "g", Shape: s}},
-		Outputs: []Output{{"p", s}, {"m", s}, {"v", s}},
+		Inputs:  []Input{{Name: "p", Shape: s, Wide: true}, {Name: "g", Shape: s}},
+		Outputs: []Output{{Name: "p", Shape: s, Wide: true}, {Name: "m", Shape: s, Wide: true}, {Name: "v", Shape: s, Wide: true}},
 		Forward: func(b backend.Backend, in, out []tensor.Tensor) {
 			b.Copy(out[0], in[0])
 			b.Zero(out[1])
@@ -198,7 +198,7 @@ func nha(lengths []int, c attention.Config) *Case {
 	q := tensor.Of(n, c.QueryHeads*c.KeyDim)
 	k := &Case{Op: "nha", Name: fmt.Sprintf("N%d-Hq%d-H%d-K%d-V%d-M%d-W%s-%v", n, c.QueryHeads, c.KVHeads, c.KeyDim, c.ValueDim, c.Slots, w, c.EmptySlots),
 		Inputs:  []Input{{Name: "q", Shape: q, Std: 2}, {Name: "k", Shape: tensor.Of(n, c.KVHeads*c.KeyDim), Std: 2}, {Name: "v", Shape: tensor.Of(n, c.KVHeads*c.ValueDim)}},
-		Outputs: []Output{{"o", tensor.Of(n, c.QueryHeads*c.ValueDim)}, {"lse", tensor.Of(n, c.QueryHeads)}, {"share", tensor.Of(n, c.QueryHeads)}},
+		Outputs: []Output{{Name: "o", Shape: tensor.Of(n, c.QueryHeads*c.ValueDim)}, {Name: "lse", Shape: tensor.Of(n, c.QueryHeads)}, {Name: "share", Shape: tensor.Of(n, c.QueryHeads)}},
 		Wants:   []int{0, 1, 2}, OnlyWrites: true, Picks: 6}
 	if c.Slots > 0 {
 		k.Inputs = append(k.Inputs, Input{Name: "z", Shape: tensor.Of(n, c.KVHeads*c.Slots), Std: 3})

@@ -26,12 +26,14 @@ type Input struct {
 	Mean     float64
 	Ids      int  // I32 values from 0 to Ids-1 instead (from -1 with Negative)
 	Negative bool // every fifth id is -1
+	Wide     bool // float32 where the backend's type is a 16-bit one
 }
 
 // Output is one tensor that an op gives.
 type Output struct {
 	Name  string
 	Shape tensor.Shape
+	Wide  bool // float32 where the backend's type is a 16-bit one
 }
 
 // Case is one use of one op.
@@ -86,12 +88,12 @@ type run struct {
 // that a backend of that type does.
 func (c *Case) draw(seed uint64, d tensor.DType) (in, dout []tensor.Tensor) {
 	r := rand.New(rand.NewPCG(seed, uint64(len(c.Title()))))
-	normal := func(s tensor.Shape, std, mean float64) tensor.Tensor {
+	normal := func(s tensor.Shape, std, mean float64, wide bool) tensor.Tensor {
 		t := tensor.New(tensor.F64, s)
 		for i := range t.F64() {
 			t.F64()[i] = float64(float32(mean + std*r.NormFloat64()))
 		}
-		if d.Size() == 2 {
+		if d.Size() == 2 && !wide {
 			rounded := tensor.New(d, s)
 			tensor.Convert(rounded, t)
 			tensor.Convert(t, rounded)
@@ -114,7 +116,7 @@ func (c *Case) draw(seed uint64, d tensor.DType) (in, dout []tensor.Tensor) {
 		if std == 0 {
 			std = 1
 		}
-		in = append(in, normal(x.Shape, std, x.Mean))
+		in = append(in, normal(x.Shape, std, x.Mean, x.Wide))
 	}
 	through := c.Through
 	if through == nil {
@@ -124,7 +126,7 @@ func (c *Case) draw(seed uint64, d tensor.DType) (in, dout []tensor.Tensor) {
 		g := tensor.New(tensor.F64, o.Shape)
 		for _, j := range through {
 			if i == j {
-				if g = normal(o.Shape, 1, 0); c.Constant != 0 {
+				if g = normal(o.Shape, 1, 0, o.Wide); c.Constant != 0 {
 					for k := range g.F64() {
 						g.F64()[k] = c.Constant
 					}
@@ -139,8 +141,11 @@ func (c *Case) draw(seed uint64, d tensor.DType) (in, dout []tensor.Tensor) {
 // place brings host tensors to b; outputs and gradients start as NaN, so that what is not written shows.
 func (c *Case) place(b backend.Backend, in, dout []tensor.Tensor) *run {
 	r := &run{b: b}
-	to := func(h tensor.Tensor) tensor.Tensor {
+	to := func(h tensor.Tensor, wide bool) tensor.Tensor {
 		d := b.DType()
+		if wide && d.Size() == 2 {
+			d = tensor.F32
+		}
 		if !h.DType.Float() {
 			d = h.DType
 		}
@@ -148,16 +153,16 @@ func (c *Case) place(b backend.Backend, in, dout []tensor.Tensor) *run {
 		b.Write(t, h)
 		return t
 	}
-	for _, h := range in {
-		r.in = append(r.in, to(h))
+	for i, h := range in {
+		r.in = append(r.in, to(h, c.Inputs[i].Wide))
 	}
 	for i, h := range dout {
-		r.dout = append(r.dout, to(h))
-		r.out = append(r.out, to(filled(c.Outputs[i].Shape, math.NaN())))
+		r.dout = append(r.dout, to(h, c.Outputs[i].Wide))
+		r.out = append(r.out, to(filled(c.Outputs[i].Shape, math.NaN()), c.Outputs[i].Wide))
 	}
 	r.din = make([]backend.Gradient, len(in))
 	for _, i := range c.Wants {
-		r.din[i].Tensor = to(filled(in[i].Shape, math.NaN()))
+		r.din[i].Tensor = to(filled(in[i].Shape, math.NaN()), c.Inputs[i].Wide)
 	}
 	return r
 }

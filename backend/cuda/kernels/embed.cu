@@ -11,45 +11,85 @@ extern "C" __global__ void embed(REAL* y, const TABLE* table, const int* ids, in
     }
 }
 
-// The gradient adds the rows of an id in their order, without atomics on numbers: the first row of an id (embed_first finds it;
-// the smallest row is the same whoever comes first) gathers all its rows.
-extern "C" __global__ void embed_first(int* first, const int* ids, int rows) {
+// The gradient adds the rows of an id in an order that is fixed, without atomics on numbers. embed_first finds the first row of
+// every id and how many there are (integers, the same whoever comes first); the block of that row then gathers all of them.
+extern "C" __global__ void embed_first(int* first, int* counts, const int* ids, int rows) {
     int r = blockIdx.x * blockDim.x + threadIdx.x;
-    if (r < rows) atomicMin(first + ids[r], r);
+    if (r < rows) {
+        atomicMin(first + ids[r], r);
+        atomicAdd(counts + ids[r], 1);
+    }
 }
 
-// A block is one row and blockDim.x * VEC columns; blocks of rows that are not an id's first have nothing to do. It looks
-// through the later ids blockDim.x at a time and keeps those that match, in order.
-extern "C" __global__ void __launch_bounds__(128) embed_backward(REAL* dtable, const REAL* dy, const int* ids, const int* first, int rows, int columns, int add) {
-    __shared__ int list[128], counts[4];
+const int lanes = 128, groups = 4, threads = lanes * groups; // a group takes every fourth row of the list; its lanes, lanes * VEC columns
+const int looks = 4;                                         // ids that a thread compares at a time
+
+extern "C" __global__ void __launch_bounds__(threads) embed_backward(REAL* dtable, const REAL* dy, const int* ids, const int* first, const int* counts,
+                                                                      int rows, int columns, int add) {
+    __shared__ int list[threads * looks], found[looks * threads / 32];
+    __shared__ float shared[groups - 1][lanes * VEC];
     int row = blockIdx.x, id = ids[row];
     if (first[id] != row) return;
-    int column = (blockIdx.y * blockDim.x + threadIdx.x) * VEC, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = threadIdx.x / lanes;
+    int column = (blockIdx.y * lanes + threadIdx.x % lanes) * VEC;
     bool mine = column < columns;
     float sum[VEC] = {};
-    REAL* to = dtable + (i64)id * columns + column;
-    if (add && mine) load<VEC>(to, sum);
-    for (int base = row; base < rows; base += blockDim.x) {
-        int r = base + threadIdx.x;
-        bool match = r < rows && ids[r] == id;
-        u32 votes = __ballot_sync(0xffffffffu, match);
-        if (lane == 0) counts[warp] = __popc(votes);
-        __syncthreads();
-        int before = 0, total = 0;
-        for (int w = 0; w < 4; w++) {
-            if (w < warp) before += counts[w];
-            total += counts[w];
-        }
-        if (match) list[before + __popc(votes & ((1u << lane) - 1))] = r;
-        __syncthreads();
-        if (mine)
-            for (int i = 0; i < total; i++) {
-                float g[VEC];
-                load<VEC>(dy + (i64)list[i] * columns + column, g);
+    int left = counts[id];
+    for (int base = row; left > 0; base += threads * looks) {
+        u32 votes[looks], any = 0;
 #pragma unroll
-                for (int j = 0; j < VEC; j++) sum[j] += g[j];
-            }
+        for (int k = 0; k < looks; k++) {
+            int r = base + k * threads + threadIdx.x;
+            votes[k] = __ballot_sync(0xffffffffu, r < rows && ids[r] == id);
+            any |= votes[k];
+        }
+        if (!__syncthreads_or(any)) continue;
+        if (lane < looks) {
+#pragma unroll
+            for (int k = 0; k < looks; k++)
+                if (lane == k) found[k * threads / 32 + warp] = __popc(votes[k]);
+        }
         __syncthreads();
+        int total = 0, before = 0;
+#pragma unroll
+        for (int k = 0; k < looks; k++) {
+            for (int w = 0; w < threads / 32; w++) {
+                if (w == warp) before = total;
+                total += found[k * threads / 32 + w];
+            }
+            if (votes[k] >> lane & 1) list[before + __popc(votes[k] & ((1u << lane) - 1))] = base + k * threads + threadIdx.x;
+        }
+        __syncthreads();
+        if (mine) {
+            for (int i = group; i < total; i += groups * looks) { // several loads on their way at a time, added in order
+                float g[looks][VEC];
+#pragma unroll
+                for (int k = 0; k < looks; k++)
+                    if (i + k * groups < total) load<VEC>(dy + (i64)list[i + k * groups] * columns + column, g[k]);
+#pragma unroll
+                for (int k = 0; k < looks; k++)
+                    if (i + k * groups < total) {
+#pragma unroll
+                        for (int j = 0; j < VEC; j++) sum[j] += g[k][j];
+                    }
+            }
+        }
+        left -= total;
     }
-    if (mine) store<VEC>(to, sum);
+    float* part = shared[group > 0 ? group - 1 : 0] + threadIdx.x % lanes * VEC;
+    if (group > 0) {
+#pragma unroll
+        for (int j = 0; j < VEC; j++) part[j] = sum[j];
+    }
+    __syncthreads();
+    if (group > 0 || !mine) return;
+    REAL* to = dtable + (i64)id * columns + column;
+    float old[VEC] = {};
+    if (add) load<VEC>(to, old);
+#pragma unroll
+    for (int j = 0; j < VEC; j++) {
+        for (int g = 0; g < groups - 1; g++) sum[j] += part[g * lanes * VEC + j];
+        sum[j] += old[j];
+    }
+    store<VEC>(to, sum);
 }

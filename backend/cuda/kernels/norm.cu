@@ -3,12 +3,12 @@
 //     y = x rstd weight,  rstd = (mean(x^2) + epsilon)^-1/2
 //     dx = rstd (g - x rstd^2 mean(g x)), g = dy weight;  dweight = sum over rows of dy x rstd
 //
-// REAL is the element type, VEC the numbers a lane moves at a time; COLUMNS is a multiple of it. A lane has the same columns of every row.
+// REAL is the element type, STATISTIC that of rstd (float32 keeps dx where a row is one number repeated), VEC the numbers a lane moves at a time; COLUMNS is a multiple of it. A lane has the same columns of every row.
 
 const int steps = (COLUMNS + 32 * VEC - 1) / (32 * VEC); // vectors of a row that a lane holds
 const int warps = 4;
 
-extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm(REAL* y, REAL* rstd, const REAL* x, const REAL* weight, i64 rows, float epsilon) {
+extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm(REAL* y, STATISTIC* rstd, const REAL* x, const REAL* weight, i64 rows, float epsilon) {
     i64 row = (i64)blockIdx.x * warps + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= rows) return;
@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm(REAL* y, REAL*
         }
     }
     float scale = 1.0f / sqrtf(warp_sum(sum) / COLUMNS + epsilon);
-    if (lane == 0) rstd[row] = round_to<REAL>(scale);
+    if (lane == 0) rstd[row] = round_to<STATISTIC>(scale);
 #pragma unroll
     for (int s = 0; s < steps; s++) {
         int j = (s * 32 + lane) * VEC;
@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm(REAL* y, REAL*
 // rms_norm_backward takes rows in turn, so that a lane can keep the sums of its columns; each block leaves its own in a row of
 // partial. dx and partial may be null.
 extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm_backward(REAL* dx, float* partial, const REAL* dy, const REAL* x, const REAL* weight,
-                                                                            const REAL* rstd, i64 rows, int add) {
+                                                                            const STATISTIC* rstd, i64 rows, int add) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float sums[steps][VEC] = {};
     for (i64 row = (i64)blockIdx.x * warps + warp; row < rows; row += (i64)gridDim.x * warps) {

@@ -1,5 +1,5 @@
-// Loss and optimiser. REAL is the type of logits, gradients and parameters, LOSS that of the losses, MOMENT that of Adam's m and v,
-// VEC the numbers a thread moves at a time.
+// Loss and optimiser. REAL is the type of logits and gradients, LOSS that of the losses, PARAMETER that of parameters, MOMENT that
+// of Adam's m and v, VEC the numbers a thread moves at a time.
 
 // cross_entropy: a block a row of n logits, a multiple of VEC. loss = -log p(target); logits become scale (p - onehot(target)), both
 // with the digits that are left where p(target) is nearly 1: the sum over the other words is kept apart. A negative target: 0 and zeros.
@@ -15,20 +15,21 @@ extern "C" __global__ void __launch_bounds__(512) cross_entropy(LOSS* loss, REAL
         if (threadIdx.x == 0) loss[row] = round_to<LOSS>(0.0f);
         return;
     }
-    float at = to_float(x[target]), largest = at;
+    // Every thread keeps its largest logit and the sum of exponentials relative to it, in one pass.
+    float at = to_float(x[target]), largest = -3.0e38f, others = 0.0f;
     for (int i = first; i < n; i += step) {
         load<VEC>(x + i, v);
+        float larger = largest;
 #pragma unroll
-        for (int j = 0; j < VEC; j++) largest = fmaxf(largest, v[j]);
-    }
-    largest = block_max(largest);
-    float others = 0.0f;
-    for (int i = first; i < n; i += step) {
-        load<VEC>(x + i, v);
+        for (int j = 0; j < VEC; j++) larger = fmaxf(larger, v[j]);
+        others *= expf(largest - larger);
+        largest = larger;
 #pragma unroll
         for (int j = 0; j < VEC; j++) others += i + j == target ? 0.0f : expf(v[j] - largest);
     }
-    others = block_sum(others); // everybody has read x[target] before this
+    float mine = largest;
+    largest = block_max(mine);
+    others = block_sum(others * expf(mine - largest)); // everybody has read x[target] before this
     float own = expf(at - largest), inverse = 1.0f / (others + own);
     for (int i = first; i < n; i += step) {
         load<VEC>(x + i, v);
@@ -40,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(512) cross_entropy(LOSS* loss, REAL
 }
 
 // adamw: m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p -= lr (wd p + (m/c1) / (sqrt(v/c2) + epsilon)), c = 1 - b^step.
-extern "C" __global__ void __launch_bounds__(256) adamw(REAL* p, const REAL* g, MOMENT* m, MOMENT* v, i64 n, float learning_rate, float beta1, float beta2,
+extern "C" __global__ void __launch_bounds__(256) adamw(PARAMETER* p, const REAL* g, MOMENT* m, MOMENT* v, i64 n, float learning_rate, float beta1, float beta2,
                                                          float epsilon, float weight_decay, float gradient_scale, float inverse_correction1, float inverse_correction2) {
     each<VEC>(n, [=]<int N>(i64 at) {
         float x[N], d[N], first[N], second[N];
