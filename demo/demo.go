@@ -67,7 +67,7 @@ const (
 // Run does the whole demo, writing its tables to w and its progress to progress.
 func Run(ctx context.Context, o Options, w, progress io.Writer, terminal bool) (Result, error) {
 	if o.RecallSteps == 0 {
-		o.RecallSteps = 800
+		o.RecallSteps = 700
 	}
 	if o.TextSteps == 0 {
 		o.TextSteps = 300

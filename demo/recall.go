@@ -94,13 +94,14 @@ func trainRecall(ctx context.Context, b backend.Backend, preset string, o Option
 	}
 	started := time.Now()
 	// Gates start as a spread of memories from 1 to about 400 tokens, and learn ten times as fast: with both, slots learn recall.
-	m, err := model.New(c, b, model.Init{Seed: o.Seed, EmbeddingStd: 0.1, GateBiasLow: -8, GateBiasHigh: 4})
+	// Weights start at twice the usual deviation and the embedding at 0.3: the plateau before recall is shorter (docs/LOG.md).
+	m, err := model.New(c, b, model.Init{Seed: o.Seed, Std: 0.04, EmbeddingStd: 0.3, GateBiasLow: -8, GateBiasHigh: 4})
 	if err != nil {
 		return Recall{}, err
 	}
 	defer m.Close()
 	s := train.DefaultSettings()
-	s.Steps, s.LearningRate, s.Warmup, s.MinimumRatio = o.RecallSteps, 3e-3, min(50, o.RecallSteps/4), 0.05
+	s.Steps, s.LearningRate, s.Beta2, s.Warmup, s.MinimumRatio = o.RecallSteps, 3e-3, 0.99, min(50, o.RecallSteps/4), 0.05
 	if c.NumSlots > 0 {
 		s.LearningRateFactors = map[string]float64{"f_proj": 10}
 	}

@@ -40,7 +40,7 @@ func newDemo() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&o.Out, "out", "nha-demo", "folder for the pictures, numbers and models")
 	f.Uint64Var(&o.Seed, "seed", 1, "of models, tasks and samples; the same seed gives the same numbers")
-	f.IntVar(&o.RecallSteps, "recall-steps", 0, "training steps of each recall model (default 800)")
+	f.IntVar(&o.RecallSteps, "recall-steps", 0, "training steps of each recall model (default 700)")
 	f.IntVar(&o.TextSteps, "text-steps", 0, "training steps of the language model (default 300)")
 	return jsonFlag(c)
 }
