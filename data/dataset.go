@@ -141,7 +141,7 @@ func (d *Dataset) splitTail(fraction float64) (train, held *View, err error) {
 		end = d.documents[longest+1].piece
 	}
 	if end-doc.piece < 2 {
-		return nil, nil, fmt.Errorf("the text is too short to hold %v of it out: give more text or separate validation data", fraction)
+		return nil, nil, fmt.Errorf("the text is too short to hold %v of it out: give more text, other validation data, or held_out = 0", fraction)
 	}
 	// Of the places between pieces, the nearest to the wanted one.
 	want := min(int64(fraction*float64(total)), (doc.to-doc.from)/2)

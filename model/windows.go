@@ -28,6 +28,9 @@ func ParseWindows(pattern string, layers int) (Windows, error) {
 		}
 		w, err := parseWindow(name)
 		if err != nil {
+			if name == pattern {
+				return nil, err // it names all there is
+			}
 			return nil, fmt.Errorf("windows %q: %w", pattern, err)
 		}
 		if repeats > layers {

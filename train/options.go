@@ -249,7 +249,7 @@ func (o *Options) Resolve() error {
 		{"layers", o.Layers, 0}, {"heads", o.Heads, 0}, {"kv_heads", o.KVHeads, 0}, {"head_dim", o.HeadDim, 0},
 		{"intermediate_size", o.IntermediateSize, 0}, {"validate_batches", o.ValidateBatches, 0}, {"threads", o.Threads, 0}} {
 		if k.value < k.minimum || k.value > 1<<30 {
-			return fmt.Errorf("%s %d: must be at least %d", k.key, k.value, k.minimum)
+			return fmt.Errorf("%s %d: must be from %d to %d", k.key, k.value, k.minimum, 1<<30)
 		}
 	}
 	switch {
