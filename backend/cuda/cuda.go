@@ -28,6 +28,7 @@ type Backend struct {
 	real    define // the element type in kernels
 	lt      *multiplier
 	bench   workbench
+	ropes   ropeTables
 	results [1]float64
 	host    tensor.Tensor // over results
 }
@@ -54,7 +55,7 @@ func Open(dtype tensor.DType) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.modules = modules{compiler: c, kernels: map[kernelKey]*kernel{}, loaded: map[moduleKey]uintptr{}}
+	d.modules = modules{compiler: c, kernels: map[uint64][]*kernel{}, loaded: map[moduleKey]uintptr{}}
 	b := &Backend{d: d, dtype: dtype, real: realType(dtype), lt: lt}
 	b.host = tensor.FromF64(b.results[:], 1)
 	err = d.load(b.common()...)

@@ -272,6 +272,38 @@ func TestStoredTypes(t *testing.T) {
 	}
 }
 
+// TestQueueMakesNoGarbage needs no card: a thread that takes commands and gives them back stands in for it.
+func TestQueueMakesNoGarbage(t *testing.T) {
+	d := &device{queue: make(chan *command, queued), spare: make(chan *command, queued)}
+	for range queued {
+		d.spare <- &command{}
+	}
+	go func() {
+		for c := range d.queue {
+			d.spare <- c
+		}
+	}()
+	defer close(d.queue)
+	b := &Backend{d: d, dtype: tensor.BF16, real: realType(tensor.BF16), lt: &multiplier{plans: map[productKey]*product{}}}
+	d.modules.kernels = map[uint64][]*kernel{}
+	know := func(file, entry string, defines ...define) {
+		h := hash(file, entry, defines)
+		d.modules.kernels[h] = append(d.modules.kernels[h], &kernel{module: key(file, defines), entry: entry})
+	}
+	know("pointwise.cu", "add", b.real, typeOf("FROM", b.dtype), number("VEC", 8))
+	know("norm.cu", "rms_norm", b.real, typeOf("STATISTIC", b.dtype), number("COLUMNS", 64), number("VEC", 8))
+	b.lt.plans[productKey{op: backend.NT, m: 64, n: 64, k: 64, dtype: tensor.BF16, align: [3]uint8{8, 8, 8}}] = &product{desc: 1}
+	x, w := tensor.OnDevice(tensor.BF16, tensor.Of(64, 64), 256), tensor.OnDevice(tensor.BF16, tensor.Of(64), 256)
+	if n := testing.AllocsPerRun(100, func() {
+		b.Add(x, x, x)
+		b.Zero(x)
+		b.RMSNorm(x, w, x, w, 1)
+		b.MatMul(backend.NT, backend.Gradient{Tensor: x}, x, x, tensor.Tensor{})
+	}); n != 0 {
+		t.Errorf("%.0f allocations", n)
+	}
+}
+
 // TestNoAllocation: once its kernels are there an op makes no garbage.
 func TestNoAllocation(t *testing.T) {
 	b := card(t, tensor.BF16)

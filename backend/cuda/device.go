@@ -204,7 +204,13 @@ func (d *device) take(run func(*device, *command) error) *command {
 // try runs f on the device's thread and waits.
 func (d *device) try(f func() error) error {
 	c := d.take(runCall)
-	c.call, c.waiting = f, true
+	c.call = f
+	return d.finish(c)
+}
+
+// finish queues a command and waits for it.
+func (d *device) finish(c *command) error {
+	c.waiting = true
 	d.queue <- c
 	<-d.done
 	err := c.err

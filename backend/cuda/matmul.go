@@ -142,11 +142,15 @@ func alignment(t tensor.Tensor) uint8 {
 
 // plan makes or finds the plan for a product.
 func (m *multiplier) plan(k productKey) *product {
-	p, ok := m.plans[k]
-	if !ok {
-		m.d.must(func() (err error) { p, err = m.newPlan(k); return err })
-		m.plans[k] = p
+	if p, ok := m.plans[k]; ok {
+		return p
 	}
+	return m.addPlan(k)
+}
+
+func (m *multiplier) addPlan(k productKey) (p *product) {
+	m.d.must(func() (err error) { p, err = m.newPlan(k); return err })
+	m.plans[k] = p
 	return p
 }
 
@@ -233,10 +237,12 @@ func (m *multiplier) choose(p *product, k productKey) (found bool, err error) {
 	return true, err
 }
 
+var productNames = [...]string{backend.NN: "matmul nn", backend.NT: "matmul nt", backend.TN: "matmul tn"}
+
 // MatMul is c (+)= A B + bias. Operands of another type than the backend's (weights kept as they are stored) are converted
 // first.
 func (b *Backend) MatMul(op backend.Op, c backend.Gradient, x, w, bias tensor.Tensor) {
-	b.op("matmul "+op.String(), c.Tensor, x, w, bias)
+	b.op(productNames[op], c.Tensor, x, w, bias)
 	x, w, bias = b.converted(x), b.converted(w), b.converted(bias)
 	k := productKey{op: op, m: c.Rows(), n: c.Columns(), k: x.Columns(), dtype: c.DType, bias: bias.Present(),
 		align: [3]uint8{alignment(w), alignment(x), alignment(c.Tensor)}}

@@ -218,7 +218,11 @@ func (d *device) buffer() (i int, bytes []byte) {
 		})
 	}
 	if b.busy {
-		d.must(func() error { return d.driver.do(cuEventSynchronize, b.event) })
+		c := d.take(func(d *device, c *command) error { return d.issue(cuEventSynchronize, uintptr(c.args[0])) })
+		c.args[0] = uint64(b.event)
+		if err := d.finish(c); err != nil {
+			panic(err)
+		}
 		b.busy = false
 	}
 	return i, unsafe.Slice((*byte)(*(*unsafe.Pointer)(unsafe.Pointer(&b.address))), stagingBytes)
@@ -261,11 +265,7 @@ func (d *device) read(dst, src tensor.Tensor) {
 		i, host := d.buffer()
 		c := d.take(runRead)
 		c.args[0], c.args[1], c.args[2] = uint64(d.staging.buffers[i].address), uint64(src.Address())+uint64(from*width), uint64(part.Len()*width)
-		c.waiting = true
-		d.queue <- c
-		<-d.done
-		err := c.err
-		d.spare <- c
+		err := d.finish(c)
 		d.check()
 		if err != nil {
 			panic(err)

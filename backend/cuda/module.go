@@ -44,13 +44,9 @@ type moduleKey struct {
 	defines [maxDefines]define
 }
 
-type kernelKey struct {
-	moduleKey
-	entry string
-}
-
 // kernel is a compiled function on the card.
 type kernel struct {
+	module   moduleKey
 	entry    string
 	function uintptr
 	shared   int // dynamic shared memory it may use so far
@@ -59,7 +55,7 @@ type kernel struct {
 // modules are the kernels loaded on a device.
 type modules struct {
 	compiler *compiler
-	kernels  map[kernelKey]*kernel
+	kernels  map[uint64][]*kernel // by a hash of file, entry and constants
 	loaded   map[moduleKey]uintptr
 }
 
@@ -114,25 +110,58 @@ func (m *moduleSource) defines() []string { return m.list() }
 // kernel is a function of kernels/file under the given constants, compiled and loaded the first time. After that it costs a
 // look-up. An entry is declared extern "C".
 func (d *device) kernel(file, entry string, defines ...define) *kernel {
-	k := kernelKey{key(file, defines), entry}
-	if f, ok := d.modules.kernels[k]; ok {
-		return f
+	h := hash(file, entry, defines)
+	for _, k := range d.modules.kernels[h] {
+		if k.is(file, entry, defines) {
+			return k
+		}
 	}
-	return d.newKernel(k)
+	k := d.newKernel(key(file, defines), entry)
+	d.modules.kernels[h] = append(d.modules.kernels[h], k)
+	return k
 }
 
-func (d *device) newKernel(k kernelKey) *kernel {
-	if _, ok := d.modules.loaded[k.moduleKey]; !ok {
-		if err := d.load(k.moduleKey); err != nil {
+// hash mixes what tells kernels apart, quickly; is decides.
+func hash(file, entry string, defines []define) uint64 {
+	h := uint64(len(file))
+	mix := func(s string) {
+		if s != "" {
+			h = h*1099511628211 ^ uint64(len(s))<<8 ^ uint64(s[0])
+		}
+	}
+	mix(file)
+	mix(entry)
+	for i := range defines {
+		mix(defines[i].name)
+		mix(defines[i].text)
+		h = h*1099511628211 ^ uint64(defines[i].number)
+	}
+	return h
+}
+
+func (k *kernel) is(file, entry string, defines []define) bool {
+	if k.entry != entry || k.module.file != file {
+		return false
+	}
+	for i := range k.module.defines {
+		if i < len(defines) && k.module.defines[i] != defines[i] || i >= len(defines) && k.module.defines[i].name != "" {
+			return false
+		}
+	}
+	return true
+}
+
+func (d *device) newKernel(m moduleKey, entry string) *kernel {
+	if _, ok := d.modules.loaded[m]; !ok {
+		if err := d.load(m); err != nil {
 			panic(err)
 		}
 	}
-	f := &kernel{entry: k.entry, shared: 48 << 10}
+	f := &kernel{module: m, entry: entry, shared: 48 << 10}
 	d.must(func() error {
-		name := cBytes(k.entry)
-		return d.driver.do(cuModuleGetFunction, uintptr(unsafe.Pointer(&f.function)), d.modules.loaded[k.moduleKey], uintptr(unsafe.Pointer(&name[0])))
+		name := cBytes(entry)
+		return d.driver.do(cuModuleGetFunction, uintptr(unsafe.Pointer(&f.function)), d.modules.loaded[m], uintptr(unsafe.Pointer(&name[0])))
 	})
-	d.modules.kernels[k] = f
 	return f
 }
 

@@ -83,18 +83,20 @@ func (b *Backend) SwiGLUBackward(dgate, dup backend.Gradient, dy, gate, up tenso
 		integer(dy.Len()), truth(dgate.Add), truth(dup.Add))
 }
 
-// embedThreads is the threads that share a row; embedGroups the rows that embed_backward has in hand at a time.
 const (
-	embedThreads = 128
-	embedGroups  = 4
+	embedThreads = 128 // of a block that looks up
+	embedGroups  = 16  // warps of a block that gathers
 )
+
+func (b *Backend) embed(entry string, table tensor.DType, v int) *kernel {
+	return b.d.kernel("embed.cu", entry, b.real, typeOf("TABLE", table), number("VEC", v))
+}
 
 // Embed is y[r] = table[ids[r]]; the table may be of any floating-point type.
 func (b *Backend) Embed(y, table, ids tensor.Tensor) {
 	b.op("embed", y, table, ids)
 	n := table.Columns()
-	k := b.d.kernel("embed.cu", "embed", b.real, typeOf("TABLE", table.DType), number("VEC", wide(n, y, table)))
-	b.d.launch(k, grid{ids.Len(), 1, 1}, embedThreads, 0, pointer(y), pointer(table), pointer(ids), integer(n))
+	b.d.launch(b.embed("embed", table.DType, wide(n, y, table)), grid{ids.Len(), 1, 1}, embedThreads, 0, pointer(y), pointer(table), pointer(ids), integer(n))
 }
 
 // EmbedBackward is dtable[ids[r]] (+)= dy[r], the rows of an id in their order.
@@ -109,14 +111,15 @@ func (b *Backend) EmbedBackward(dtable backend.Gradient, dy, ids tensor.Tensor) 
 	}
 	v := wide(n, dtable.Tensor, dy)
 	bytes := 4 * dtable.Rows()
-	first, counts := b.scratch(bytes), b.scratch(bytes)
+	first, counts, list, listed := b.scratch(bytes), b.scratch(bytes), b.scratch(4*rows), b.scratch(4)
 	b.d.fill(uintptr(first), 0x7f, bytes) // larger than any row
 	b.d.fill(uintptr(counts), 0, bytes)
-	find := b.d.kernel("embed.cu", "embed_first", b.real, typeOf("TABLE", b.dtype), number("VEC", v))
-	b.d.launch(find, grid{blocks(rows, embedThreads), 1, 1}, embedThreads, 0, first, counts, pointer(ids), integer(rows))
-	gather := b.d.kernel("embed.cu", "embed_backward", b.real, typeOf("TABLE", b.dtype), number("VEC", v))
-	b.d.launch(gather, grid{rows, blocks(n, embedThreads*v), 1}, embedGroups*embedThreads, 0, pointer(dtable.Tensor), pointer(dy), pointer(ids), first, counts,
-		integer(rows), integer(n), truth(dtable.Add))
+	b.d.fill(uintptr(listed), 0, 4)
+	find := grid{blocks(rows, embedThreads), 1, 1}
+	b.d.launch(b.embed("embed_first", b.dtype, v), find, embedThreads, 0, first, counts, pointer(ids), integer(rows))
+	b.d.launch(b.embed("embed_list", b.dtype, v), find, embedThreads, 0, list, listed, first, pointer(ids), integer(rows))
+	b.d.launch(b.embed("embed_backward", b.dtype, v), grid{min(rows, 4*b.d.sms), blocks(n, 32*v), 1}, 32*embedGroups, 0,
+		pointer(dtable.Tensor), pointer(dy), pointer(ids), counts, list, listed, integer(rows), integer(n), truth(dtable.Add))
 }
 
 func (b *Backend) reduce(entry string, v int) *kernel {

@@ -39,6 +39,7 @@ extern "C" __global__ void __launch_bounds__(256) add_partials(REAL* y, const fl
 extern "C" __global__ void __launch_bounds__(256) sum_blocks(double* partial, const REAL* x, i64 n, i64 chunk, int squares) {
     i64 from = blockIdx.x * chunk, to = min(from + chunk, n), i = from + threadIdx.x * VEC;
     double sum = 0.0;
+#pragma unroll 4
     for (; i + VEC <= to; i += 256 * VEC) {
         float v[VEC], part = 0.0f;
         load<VEC>(x + i, v);
