@@ -26,6 +26,6 @@ cross: ## all six systems; the binaries go nowhere
 		echo $$os/$$arch; GOOS=$$os GOARCH=$$arch go build -o /dev/null ./cmd/nha || exit 1; done; done
 
 arm64: ## the kernels' tests for linux/arm64 under qemu-user
-	GOARCH=arm64 go test -exec 'qemu-aarch64 -cpu max' ./backend/cpu/kernel
+	GOARCH=arm64 go test -exec 'qemu-aarch64 -cpu max' -short ./backend/cpu/kernel
 
 .PHONY: build test generate bench lint fuzz cross arm64
