@@ -42,7 +42,7 @@ type Recall struct {
 	StateBytesAtLong int     `json:"state_bytes_32768"`
 	Seconds          float64 `json:"seconds"`
 
-	steps, beyond, all []float64 // the curve
+	steps, all []float64 // the curve
 }
 
 // recallSource draws batches of MQAR, a number of pairs a step.
@@ -129,7 +129,7 @@ func trainRecall(ctx context.Context, b backend.Backend, preset string, o Option
 			if err != nil {
 				return r, err
 			}
-			r.steps, r.all, r.beyond = append(r.steps, float64(step)), append(r.all, a.All), append(r.beyond, a.Beyond)
+			r.steps, r.all = append(r.steps, float64(step)), append(r.all, a.All)
 			r.All, r.Within, r.Beyond = a.All, a.Within, a.Beyond
 			say(fmt.Sprintf("%-12s step %d/%d  loss %.3f  recall %.2f", preset, step, s.Steps, float64(stats.Loss), a.All))
 		}
@@ -151,14 +151,15 @@ func printRecall(w io.Writer, rows []Recall) {
 	t.Flush()
 }
 
-// plotRecall draws how each model learns, and accuracy against the bytes it needs at 32768 tokens.
+// plotRecall draws how each model learns, and accuracy within and beyond the window against the bytes it needs at 32768 tokens.
 func plotRecall(dir string, rows []Recall) error {
 	learning := plot.Chart{Title: "Recall while training", X: plot.Axis{Label: "step"}, Y: plot.Axis{Label: "accuracy", Min: 0, Max: 1}}
-	memory := plot.Chart{Title: fmt.Sprintf("Recall against memory at %d tokens", longContext), X: plot.Axis{Label: "state bytes", Log: true},
-		Y: plot.Axis{Label: "accuracy beyond the window", Min: 0, Max: 1}}
+	memory := plot.Chart{Title: fmt.Sprintf("Recall against memory at %d tokens", longContext), X: plot.Axis{Label: "state bytes of a sequence", Log: true},
+		Y: plot.Axis{Label: "accuracy within and beyond the window", Min: 0, Max: 1}}
 	for _, r := range rows {
+		bytes := float64(r.StateBytesAtLong)
 		learning.Series = append(learning.Series, plot.Series{Name: r.Preset, X: r.steps, Y: r.all})
-		memory.Series = append(memory.Series, plot.Series{Name: r.Preset, X: []float64{float64(r.StateBytesAtLong)}, Y: []float64{r.Beyond}, Points: true})
+		memory.Series = append(memory.Series, plot.Series{Name: r.Preset, X: []float64{bytes, bytes}, Y: []float64{r.Within, r.Beyond}, Points: true})
 	}
 	if err := learning.Write(filepath.Join(dir, "recall")); err != nil {
 		return err

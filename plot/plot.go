@@ -57,6 +57,7 @@ const (
 	width, height = 18 * vg.Centimeter, 11 * vg.Centimeter
 	dpi           = 144
 	margin        = 0.4 * vg.Centimeter
+	legendDrop    = 1.2 * vg.Centimeter // below the title
 )
 
 // Write writes base.svg and base.png, each atomically.
@@ -100,7 +101,15 @@ func (c *Chart) draw(canvas vg.CanvasSizer) error {
 	area := draw.New(canvas)
 	area.SetColor(color.White)
 	area.Fill(area.Rectangle.Path())
-	p.Draw(draw.Crop(area, margin, -margin, margin, -margin))
+	area = draw.Crop(area, margin, -margin, margin, -margin)
+	legend := p.Legend
+	if width := legend.Rectangle(area).Size().X; width > 0 { // beside the plot, where it covers no line
+		strip := draw.Crop(area, area.Max.X-area.Min.X-width, 0, 0, -legendDrop)
+		legend.Draw(strip)
+		area = draw.Crop(area, 0, -width-margin, 0, 0)
+	}
+	p.Legend = plot.NewLegend()
+	p.Draw(area)
 	return nil
 }
 
@@ -109,7 +118,7 @@ func (c *Chart) style(p *plot.Plot) {
 	p.Title.Text = c.Title
 	p.Title.TextStyle.Font, p.Title.TextStyle.Color, p.Title.Padding = sans(14), ink, 10
 	p.Legend.TextStyle.Font, p.Legend.TextStyle.Color = sans(10), ink
-	p.Legend.Top, p.Legend.ThumbnailWidth, p.Legend.Padding = true, 18, 3
+	p.Legend.Top, p.Legend.Left, p.Legend.ThumbnailWidth, p.Legend.Padding = true, true, 18, 3
 	for _, a := range []struct {
 		to   *plot.Axis
 		from Axis
@@ -121,13 +130,30 @@ func (c *Chart) style(p *plot.Plot) {
 		a.to.Tick.Length, a.to.Padding = 4, 4
 		a.to.Tick.Marker = plot.TickerFunc(ticks)
 		if a.from.Log {
-			a.to.Scale, a.to.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
+			a.to.Scale, a.to.Tick.Marker = plot.LogScale{}, plot.TickerFunc(logTicks)
 		}
 	}
 	p.Y.LineStyle.Width, p.Y.Tick.Length = 0, 0
 	lines := plotter.NewGrid()
 	lines.Vertical.Color, lines.Horizontal.Color = nil, grid
 	p.Add(lines)
+}
+
+// logTicks are the powers of ten, written 10, 1k, 1M, with small ticks between.
+func logTicks(low, high float64) []plot.Tick {
+	list := plot.LogTicks{Prec: -1}.Ticks(low, high)
+	for i, t := range list {
+		if t.Label == "" {
+			continue
+		}
+		for unit, name := 1e12, "TGMk"; name != ""; unit, name = unit/1000, name[1:] {
+			if t.Value >= unit {
+				list[i].Label = strconv.FormatFloat(t.Value/unit, 'g', 4, 64) + name[:1]
+				break
+			}
+		}
+	}
+	return list
 }
 
 // ticks are the multiples of 1, 2 or 5 times a power of ten, at least four of them and at most nine.
@@ -202,12 +228,11 @@ func (a Axis) limit(to *plot.Axis) {
 	if math.IsInf(to.Min, 0) || math.IsInf(to.Max, 0) { // no data
 		to.Min, to.Max = 1, 10
 	}
+	if a.Log && a.Min == a.Max { // room for marks at the ends
+		to.Min, to.Max = to.Min/1.5, to.Max*1.5
+	}
 	if to.Min == to.Max {
-		if a.Log {
-			to.Min, to.Max = to.Min/2, to.Max*2
-		} else {
-			to.Min, to.Max = to.Min-0.5, to.Max+0.5
-		}
+		to.Min, to.Max = to.Min-0.5, to.Max+0.5
 	}
 }
 
