@@ -85,7 +85,7 @@ func (b *Backend) SwiGLUBackward(dgate, dup backend.Gradient, dy, gate, up tenso
 
 const (
 	embedThreads = 128 // of a block that looks up
-	embedGroups  = 16  // warps of a block that gathers
+	embedGroups  = 4   // warps of a block that gathers
 )
 
 func (b *Backend) embed(entry string, table tensor.DType, v int) *kernel {
@@ -111,15 +111,17 @@ func (b *Backend) EmbedBackward(dtable backend.Gradient, dy, ids tensor.Tensor) 
 	}
 	v := wide(n, dtable.Tensor, dy)
 	bytes := 4 * dtable.Rows()
-	first, counts, list, listed := b.scratch(bytes), b.scratch(bytes), b.scratch(4*rows), b.scratch(4)
+	first, counts, offsets, used := b.scratch(bytes), b.scratch(bytes), b.scratch(bytes), b.scratch(8)
+	list, places := b.scratch(4*rows), b.scratch(4*rows)
 	b.d.fill(uintptr(first), 0x7f, bytes) // larger than any row
 	b.d.fill(uintptr(counts), 0, bytes)
-	b.d.fill(uintptr(listed), 0, 4)
-	find := grid{blocks(rows, embedThreads), 1, 1}
-	b.d.launch(b.embed("embed_first", b.dtype, v), find, embedThreads, 0, first, counts, pointer(ids), integer(rows))
-	b.d.launch(b.embed("embed_list", b.dtype, v), find, embedThreads, 0, list, listed, first, pointer(ids), integer(rows))
-	b.d.launch(b.embed("embed_backward", b.dtype, v), grid{min(rows, 4*b.d.sms), blocks(n, 32*v), 1}, 32*embedGroups, 0,
-		pointer(dtable.Tensor), pointer(dy), pointer(ids), counts, list, listed, integer(rows), integer(n), truth(dtable.Add))
+	b.d.fill(uintptr(used), 0, 8)
+	each := grid{blocks(rows, embedThreads), 1, 1}
+	b.d.launch(b.embed("embed_count", b.dtype, v), each, embedThreads, 0, first, counts, pointer(ids), integer(rows))
+	b.d.launch(b.embed("embed_list", b.dtype, v), each, embedThreads, 0, list, offsets, used, first, counts, pointer(ids), integer(rows))
+	b.d.launch(b.embed("embed_place", b.dtype, v), each, embedThreads, 0, places, offsets, pointer(ids), integer(rows))
+	b.d.launch(b.embed("embed_backward", b.dtype, v), grid{min(rows, 16*b.d.sms), blocks(n, 32*v), 1}, 32*embedGroups, 0, pointer(dtable.Tensor),
+		pointer(dy), pointer(ids), counts, list, offsets, places, used, integer(rows), integer(n), truth(dtable.Add))
 }
 
 func (b *Backend) reduce(entry string, v int) *kernel {

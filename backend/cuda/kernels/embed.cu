@@ -11,10 +11,11 @@ extern "C" __global__ void embed(REAL* y, const TABLE* table, const int* ids, in
     }
 }
 
-// The gradient adds the rows of an id in an order that is fixed, without atomics on numbers. embed_first finds the first row of
-// every id and how many there are (integers, the same whoever comes first), embed_list lists the first rows, in any order, and a
-// block of embed_backward takes one after the other and gathers the rows of its id.
-extern "C" __global__ void embed_first(int* first, int* counts, const int* ids, int rows) {
+// The gradient adds the rows of an id in their order, without atomics on numbers. embed_count counts the rows of every id and finds
+// the first, embed_list gives every first row a line in list and its id a stretch of places, embed_place puts the rows there. In
+// what order lines, stretches and places are given out changes from run to run, and nothing in the result depends on it: a block
+// of embed_backward takes one line after the other, sorts the rows of its id and adds them.
+extern "C" __global__ void embed_count(int* first, int* counts, const int* ids, int rows) {
     int r = blockIdx.x * blockDim.x + threadIdx.x;
     if (r < rows) {
         atomicMin(first + ids[r], r);
@@ -22,61 +23,80 @@ extern "C" __global__ void embed_first(int* first, int* counts, const int* ids, 
     }
 }
 
-extern "C" __global__ void embed_list(int* list, int* listed, const int* first, const int* ids, int rows) {
+extern "C" __global__ void embed_list(int* list, int* offsets, int* used, const int* first, const int* counts, const int* ids, int rows) {
     int r = blockIdx.x * blockDim.x + threadIdx.x;
-    if (r < rows && first[ids[r]] == r) list[atomicAdd(listed, 1)] = r;
+    if (r >= rows || first[ids[r]] != r) return;
+    list[atomicAdd(used, 1)] = r;
+    offsets[ids[r]] = atomicAdd(used + 1, counts[ids[r]]);
 }
 
-const int groups = 16, threads = 32 * groups; // a group, one warp, takes every 16th row of an id; its lanes, 32 * VEC columns
-const int looks = 4;                          // ids that a thread compares, and rows that it has on their way, at a time
+// embed_place moves an id's offset to the end of its stretch.
+extern "C" __global__ void embed_place(int* places, int* offsets, const int* ids, int rows) {
+    int r = blockIdx.x * blockDim.x + threadIdx.x;
+    if (r < rows) places[atomicAdd(offsets + ids[r], 1)] = r;
+}
+
+const int groups = 4, threads = 32 * groups; // a group, one warp, takes every fourth row of an id; its lanes, 32 * VEC columns
+const int looks = 8;                         // rows that a thread has on their way at a time
+const int capacity = threads * looks;        // rows that a block sorts; an id with more looks through all ids instead
 
 extern "C" __global__ void __launch_bounds__(threads) embed_backward(REAL* dtable, const REAL* dy, const int* ids, const int* counts, const int* list,
-                                                                      const int* listed, int rows, int columns, int add) {
-    __shared__ int matches[threads * looks], found[looks * groups];
+                                                                      const int* offsets, const int* places, const int* used, int rows, int columns, int add) {
+    __shared__ int unsorted[capacity], sorted[capacity], found[looks * groups];
     __shared__ float shared[groups][32 * VEC];
     int group = threadIdx.x / 32, lane = threadIdx.x % 32, column = (blockIdx.y * 32 + lane) * VEC;
     bool mine = column < columns;
-    for (int item = blockIdx.x; item < *listed; item += gridDim.x) {
+    for (int item = blockIdx.x; item < used[0]; item += gridDim.x) {
         int row = list[item], id = ids[row], left = counts[id];
         float sum[VEC] = {};
-        for (int base = row; left > 0; base += threads * looks) {
-            u32 votes[looks], any = 0;
+        auto gather = [&](int n) {
+            for (int i = group; mine && i < n; i += groups * looks) {
+                float g[looks][VEC];
 #pragma unroll
-            for (int k = 0; k < looks; k++) {
-                int r = base + k * threads + threadIdx.x;
-                votes[k] = __ballot_sync(0xffffffffu, r < rows && ids[r] == id);
-                any |= votes[k];
+                for (int k = 0; k < looks; k++)
+                    if (i + k * groups < n) load<VEC>(dy + (i64)sorted[i + k * groups] * columns + column, g[k]);
+#pragma unroll
+                for (int k = 0; k < looks; k++)
+                    if (i + k * groups < n) {
+#pragma unroll
+                        for (int j = 0; j < VEC; j++) sum[j] += g[k][j];
+                    }
             }
-            if (!__syncthreads_or(any)) continue;
-#pragma unroll
-            for (int k = 0; k < looks; k++)
-                if (lane == k) found[k * groups + group] = __popc(votes[k]);
+        };
+        if (left <= capacity) {
+            int from = offsets[id] - left;
+            for (int i = threadIdx.x; i < left; i += threads) unsorted[i] = places[from + i];
             __syncthreads();
-            int total = 0, before = 0;
-#pragma unroll
-            for (int k = 0; k < looks; k++) {
-                for (int w = 0; w < groups; w++) {
-                    if (w == group) before = total;
-                    total += found[k * groups + w];
-                }
-                if (votes[k] >> lane & 1) matches[before + __popc(votes[k] & ((1u << lane) - 1))] = base + k * threads + threadIdx.x;
+            for (int i = threadIdx.x; i < left; i += threads) {
+                int before = 0;
+                for (int j = 0; j < left; j++) before += unsorted[j] < unsorted[i];
+                sorted[before] = unsorted[i];
             }
             __syncthreads();
-            if (mine) {
-                for (int i = group; i < total; i += groups * looks) {
-                    float g[looks][VEC];
+            gather(left);
+        } else {
+            for (int base = row; left > 0; base += capacity) {
+                u32 votes[looks];
 #pragma unroll
-                    for (int k = 0; k < looks; k++)
-                        if (i + k * groups < total) load<VEC>(dy + (i64)matches[i + k * groups] * columns + column, g[k]);
-#pragma unroll
-                    for (int k = 0; k < looks; k++)
-                        if (i + k * groups < total) {
-#pragma unroll
-                            for (int j = 0; j < VEC; j++) sum[j] += g[k][j];
-                        }
+                for (int k = 0; k < looks; k++) {
+                    int r = base + k * threads + threadIdx.x;
+                    votes[k] = __ballot_sync(0xffffffffu, r < rows && ids[r] == id);
+                    if (lane == k) found[k * groups + group] = __popc(votes[k]);
                 }
+                __syncthreads();
+                int total = 0, before = 0;
+#pragma unroll
+                for (int k = 0; k < looks; k++) {
+                    for (int w = 0; w < groups; w++) {
+                        if (w == group) before = total;
+                        total += found[k * groups + w];
+                    }
+                    if (votes[k] >> lane & 1) sorted[before + __popc(votes[k] & ((1u << lane) - 1))] = base + k * threads + threadIdx.x;
+                }
+                __syncthreads();
+                gather(total);
+                left -= total;
             }
-            left -= total;
         }
 #pragma unroll
         for (int j = 0; j < VEC; j++) shared[group][lane * VEC + j] = sum[j];
