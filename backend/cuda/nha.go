@@ -1,56 +1,336 @@
 package cuda
 
 import (
+	"unsafe"
+
 	"nha/attention"
 	"nha/tensor"
 )
 
-// NHA is the operator (SPEC 1), computed on the host by the reference: the tensors go there and back.
+// The operator (SPEC 1) on the card. In bf16 a sequence is cut into segments that are computed side by side (kernels/nha.cu):
+//
+//	forward   contribute, scan                the slots at segment starts
+//	          forward                         outputs
+//	backward  contribute, scan                the same slots again
+//	          queries, scan (down)            dq; the slots' adjoints at segment ends
+//	          slots, window                   dk, dv, dz
+//
+// In float32 it is the recurrence, token by token (kernels/nha_f32.cu). States are the host's: they are brought to the card before
+// and back after (nha_state.go); the kernels read and write them in the layout of attention.State.
+
+const (
+	nhaSegment = 256 // tokens, a multiple of nhaChunk
+	nhaChunk   = 64
+)
+
+// The kernels of nha.cu, by PASS.
+const (
+	nhaContribute = iota
+	nhaScan
+	nhaForward
+	nhaQueries
+	nhaSlots
+	nhaWindow
+)
+
+var nhaEntries = [...]string{"nha_contribute", "nha_scan", "nha_forward", "nha_backward_queries", "nha_backward_slots", "nha_backward_window"}
+
+// nhaSequence is a row of the table that kernels read: struct Sequence of nha.cu. Addresses are 0 for what is not there.
+type nhaSequence struct {
+	at, tokens, held, start, capacity, base int64
+	key, value, slots                       int64 // K, V, M
+	keys, values, gates                     arg   // the ring's
+	slotKeys, slotValues                    arg
+	finalKeys, finalValues                  arg
+	ringDKeys, ringDValues, ringDGates      arg
+	dSlotKeys, dSlotValues                  arg
+	initialDKeys, initialDValues            arg
+}
+
+// nhaRun is one call of the operator under way.
+type nhaRun struct {
+	b         *Backend
+	c         *attention.Call
+	g         *attention.Gradients // nil: forward
+	sequences []nhaSequence
+	longest   int // tokens of the longest sequence, its ring's among them
+	segments  int
+	slots     int // as kernels see them: 0 where no token enters and no state is carried
+	sinks     float64
+	sets      int // of slots in scratch: one more for a sequence than it has segments
+	table     arg
+	items     arg // sequence and segment, pairs of int32
+	cos, sin  arg
+}
+
+// NHA is the operator: outputs, and final states where wanted.
 func (b *Backend) NHA(c *attention.Call) {
-	h := b.onHost(c)
-	attention.Forward(h)
-	b.back(c.O, h.O)
-	b.back(c.LSE, h.LSE)
-	b.back(c.Share, h.Share)
+	b.op("nha", c.Q, c.K, c.V, c.Z)
+	r := b.newRun(c, nil)
+	if b.dtype == tensor.F32 {
+		r.forwardF32()
+	} else {
+		r.compile()
+		r.forward()
+	}
+	r.finish()
 }
 
-// NHABackward is the gradient of NHA, computed on the host by the reference.
+// NHABackward is the gradient of NHA. It forms the slots and the probabilities again, from the inputs and lse.
 func (b *Backend) NHABackward(c *attention.Call, g *attention.Gradients) {
-	h, hg := b.onHost(c), *g
-	hg.DO = b.down(g.DO)
-	hg.DQ, hg.DK, hg.DV, hg.DZ = like(g.DQ), like(g.DK), like(g.DV), like(g.DZ)
-	attention.Backward(h, &hg)
-	b.back(g.DQ, hg.DQ)
-	b.back(g.DK, hg.DK)
-	b.back(g.DV, hg.DV)
-	b.back(g.DZ, hg.DZ)
-}
-
-// onHost is the call with its inputs on the host, and memory there for its outputs.
-func (b *Backend) onHost(c *attention.Call) *attention.Call {
-	h := *c
-	h.Q, h.K, h.V, h.Z = b.down(c.Q), b.down(c.K), b.down(c.V), b.down(c.Z)
-	h.O, h.LSE, h.Share = like(c.O), like(c.LSE), like(c.Share)
-	return &h
-}
-
-func like(t tensor.Tensor) tensor.Tensor {
-	if !t.Present() {
-		return t
+	b.op("nha backward", c.Q, c.K, c.V, c.Z)
+	r := b.newRun(c, g)
+	if b.dtype == tensor.F32 {
+		r.backwardF32()
+	} else {
+		r.compile()
+		r.backward()
 	}
-	return tensor.New(t.DType, t.Shape)
+	r.finishBackward()
 }
 
-func (b *Backend) down(t tensor.Tensor) tensor.Tensor {
-	h := like(t)
-	if t.Present() {
-		b.Read(h, t)
+// newRun brings states and tables to the card.
+func (b *Backend) newRun(c *attention.Call, g *attention.Gradients) *nhaRun {
+	r := &nhaRun{b: b, c: c, g: g, slots: c.Slots}
+	at, carried := 0, false
+	var items []int32
+	for i, tokens := range c.Lengths {
+		s := nhaSequence{at: int64(at), tokens: int64(tokens), base: int64(r.sets), key: int64(c.KeyDim), value: int64(c.ValueDim), slots: int64(c.Slots)}
+		r.upState(i, &s)
+		carried = carried || s.slotKeys != 0 || s.initialDKeys != 0 || s.finalKeys != 0 || s.dSlotKeys != 0
+		segments := blocks(tokens, nhaSegment)
+		for n := range segments {
+			items = append(items, int32(i), int32(n))
+		}
+		r.sequences = append(r.sequences, s)
+		r.sets += segments + 1
+		r.segments += segments
+		r.longest = max(r.longest, int(s.held)+tokens)
+		at += tokens
 	}
-	return h
+	if r.slots > 0 && !carried && r.longest <= c.Window {
+		r.slots = 0
+		if c.EmptySlots == attention.Count {
+			r.sinks = float64(c.Slots)
+		}
+	}
+	r.table, r.items = upTable(b, r.sequences), upTable(b, items)
+	if c.Rope != nil && c.Window > 0 {
+		rows := min(r.longest, nhaSegment+c.Window+2*nhaChunk)
+		if b.dtype == tensor.F32 {
+			rows = r.longest
+		}
+		r.cos, r.sin = b.ropeTable(c.Rope, rows)
+	}
+	return r
 }
 
-func (b *Backend) back(t, h tensor.Tensor) {
-	if t.Present() {
-		b.Write(t, h)
+// upTable brings rows of a table to the card, for the op in hand.
+func upTable[E any](b *Backend, rows []E) arg {
+	bytes := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(rows))), len(rows)*int(unsafe.Sizeof(*new(E))))
+	t := b.scratchTensor(tensor.U8, tensor.Of(len(bytes)))
+	b.d.write(t, tensor.FromBytes(tensor.U8, t.Shape, bytes))
+	return pointer(t)
+}
+
+// nhaShape is the sizes that kernels of nha.cu are laid out by.
+type nhaShape struct{ key, value, slots int } // K and V in steps of 16, M of 32
+
+func (r *nhaRun) shape() nhaShape {
+	return nhaShape{(r.c.KeyDim + 15) / 16 * 16, (r.c.ValueDim + 15) / 16 * 16, (r.slots + 31) / 32 * 32}
+}
+
+// state is the numbers of one kv head's slots.
+func (s nhaShape) state() int { return s.slots * (s.key + s.value) }
+
+// shared is the shared memory of a kernel, as it takes it.
+func (s nhaShape) shared(pass int) int {
+	keys, values, slotKeys, slotValues := nhaChunk*(s.key+8)*2, nhaChunk*(s.value+8)*2, s.slots*(s.key+8)*2, s.slots*(s.value+8)*2
+	gate, weights := nhaChunk*(s.slots+4)*4, nhaChunk*(s.slots+8)*2
+	gates := 2*gate + 4*s.slots*4
+	keySums, valueSums := nhaChunk*(s.key+8)*4, nhaChunk*(s.value+8)*4
+	row := nhaChunk * 4
+	switch pass {
+	case nhaContribute:
+		return keys + values + gates
+	case nhaForward:
+		n := keys + max(keys+values, valueSums) + 3*row
+		if s.slots > 0 {
+			n += keys + values + slotKeys + slotValues + gates
+		}
+		return n
+	case nhaQueries:
+		n := keys + values + max(keys+values, keySums) + 5*row
+		if s.slots > 0 {
+			n += keys + values + slotKeys + slotValues + 2*weights + gates + gate + s.slots*4
+		}
+		return n
+	case nhaSlots:
+		return max(keys+values+slotKeys+slotValues, 2*gate) + max(keys+values+2*weights, keySums+valueSums) + gates + gate + 5*s.slots*4
+	case nhaWindow:
+		return keys + values + max(keys+values, keySums+valueSums) + 2*row
 	}
+	return 0
+}
+
+// passes are the kernels that a call of this shape may need.
+func (s nhaShape) passes() []int {
+	if s.slots == 0 {
+		return []int{nhaForward, nhaQueries, nhaWindow}
+	}
+	return []int{nhaContribute, nhaScan, nhaForward, nhaQueries, nhaSlots, nhaWindow}
+}
+
+// together is how many blocks share a multiprocessor: two where their shared memory and their registers fit.
+func (s nhaShape) together(pass, available int) int {
+	const reserved = 1 << 10 // by CUDA, for every block
+	if (pass == nhaForward || pass == nhaWindow) && max(s.key, s.value) <= 64 && 2*(s.shared(pass)+reserved) <= available+reserved {
+		return 2
+	}
+	return 1
+}
+
+// launch queues a kernel of nha.cu over a grid.
+func (r *nhaRun) launch(pass int, g grid, args ...arg) {
+	const threads = 256
+	k := r.b.d.kernel("nha.cu", nhaEntries[pass], r.defines(pass)...)
+	r.b.d.launch(k, g, threads, r.shape().shared(pass), args...)
+}
+
+// defines are a kernel's constants. Where nothing is padded the sizes are constants, other calls share a padded shape.
+func (r *nhaRun) defines(pass int) []define {
+	s := r.shape()
+	return s.defines(pass, s == nhaShape{r.c.KeyDim, r.c.ValueDim, r.slots}, s.together(pass, r.b.d.shared))
+}
+
+// compile has the kernels of the call's shape compiled together, the first time.
+func (r *nhaRun) compile() {
+	var missing []moduleKey
+	for _, pass := range r.shape().passes() {
+		k := key("nha.cu", r.defines(pass))
+		if _, ok := r.b.d.modules.loaded[k]; !ok {
+			missing = append(missing, k)
+		}
+	}
+	if len(missing) > 0 {
+		if err := r.b.d.load(missing...); err != nil {
+			panic(err)
+		}
+	}
+}
+
+func (s nhaShape) defines(pass int, exact bool, together int) []define {
+	return []define{number("PASS", pass), number("KEY_DIM", s.key), number("VALUE_DIM", s.value), number("SLOTS", s.slots), flag("EXACT", exact), number("SEGMENT", nhaSegment), number("BLOCKS", together)}
+}
+
+// bySegment is a block for every segment and kv head, bySlot one for 256 numbers of the slots of a sequence and kv head.
+func (r *nhaRun) bySegment() grid { return grid{r.segments, r.c.KVHeads, 1} }
+
+func (r *nhaRun) bySlot() grid {
+	return grid{blocks(r.shape().state(), 256), r.c.KVHeads, len(r.sequences)}
+}
+
+func (r *nhaRun) queryHeads() arg { return integer(r.c.QueryHeads) }
+func (r *nhaRun) heads() arg      { return integer(r.c.KVHeads) }
+func (r *nhaRun) window() arg     { return integer(r.c.Window) }
+func (r *nhaRun) scale() arg      { return f32(r.c.Scale) }
+
+// normalizer is 1/tau; without slots there is none.
+func (r *nhaRun) normalizer() arg {
+	if r.slots == 0 {
+		return 0
+	}
+	return f32(1 / r.c.GateNormalizer)
+}
+
+func (r *nhaRun) mask() arg { return truth(r.c.EmptySlots == attention.Mask) }
+
+// starts computes the slots at the start of every segment, and how far a segment makes slots fade.
+func (r *nhaRun) starts() (states, decays arg) {
+	if r.slots == 0 {
+		return 0, 0
+	}
+	c, sets := r.c, r.sets*r.c.KVHeads
+	states, decays = r.b.scratch(4*sets*r.shape().state()), r.b.scratch(4*sets*r.shape().slots)
+	r.launch(nhaContribute, r.bySegment(), r.table, r.items, pointer(c.K), pointer(c.V), pointer(c.Z), states, decays, r.heads(), r.window(), r.normalizer())
+	r.launch(nhaScan, r.bySlot(), r.table, states, decays, r.heads(), truth(false))
+	return states, decays
+}
+
+func (r *nhaRun) forward() {
+	c := r.c
+	states, _ := r.starts()
+	r.launch(nhaForward, r.bySegment(), r.table, r.items, pointer(c.Q), pointer(c.K), pointer(c.V), pointer(c.Z), r.cos, r.sin, states,
+		pointer(c.O), pointer(c.LSE), pointer(c.Share), r.queryHeads(), r.heads(), r.window(), r.scale(), r.normalizer(), r.mask(), f32(r.sinks))
+}
+
+func (r *nhaRun) backward() {
+	c, g, b := r.c, r.g, r.b
+	n, shape := c.Q.Dim(0), r.shape()
+	states, decays := r.starts()
+	adjoints := arg(0)
+	if r.slots > 0 {
+		adjoints = b.scratch(4 * r.sets * c.KVHeads * shape.state())
+	}
+	exact, inner := b.scratch(4*n*c.QueryHeads), b.scratch(4*n*c.QueryHeads)
+	weights, dlogits := b.scratch(2*n*c.QueryHeads*shape.slots), b.scratch(2*n*c.QueryHeads*shape.slots)
+	earlier := b.scratch(2 * n * c.KVHeads * shape.slots)
+	if g.DZ.Present() { // tokens that stay in the window have no part in the slots
+		b.d.fill(g.DZ.Address(), 0, g.DZ.Len()*g.DZ.DType.Size())
+	}
+	r.launch(nhaQueries, r.bySegment(), r.table, r.items, pointer(c.Q), pointer(c.K), pointer(c.V), pointer(c.Z), r.cos, r.sin, states, adjoints, pointer(c.LSE),
+		pointer(g.DO), pointer(g.DQ), exact, inner, weights, dlogits, earlier, r.queryHeads(), r.heads(), r.window(), r.scale(), r.normalizer(), r.mask(), f32(r.sinks))
+	if r.slots > 0 {
+		r.launch(nhaScan, r.bySlot(), r.table, adjoints, decays, r.heads(), truth(true))
+		r.launch(nhaSlots, r.bySegment(), r.table, r.items, pointer(c.Q), pointer(c.K), pointer(c.V), pointer(c.Z), states, adjoints, pointer(g.DO), weights, dlogits, earlier,
+			pointer(g.DK), pointer(g.DV), pointer(g.DZ), r.queryHeads(), r.heads(), r.window(), r.scale(), r.normalizer())
+	}
+	if c.Window == 0 {
+		return
+	}
+	var items []int32
+	for i, s := range r.sequences {
+		for block := range blocks(int(s.held+s.tokens), nhaChunk) {
+			items = append(items, int32(i), int32(block))
+		}
+	}
+	r.launch(nhaWindow, grid{len(items) / 2, c.KVHeads, 1}, r.table, upTable(b, items), pointer(c.Q), pointer(c.K), pointer(c.V), r.cos, r.sin, pointer(g.DO), exact, inner,
+		pointer(g.DK), pointer(g.DV), r.queryHeads(), r.heads(), r.window(), r.scale(), truth(r.slots > 0))
+}
+
+// ropeTables are the rotary tables on the card of the last few that were used.
+type ropeTables []ropeTable
+
+type ropeTable struct {
+	rope     *attention.Rope
+	rows     int
+	cos, sin uintptr
+}
+
+// ropesKept is more than the models of a process have.
+const ropesKept = 4
+
+// ropeTable is the cosines and sines of positions 0 to rows-1, [rows, K/2] in float32, on the card.
+func (b *Backend) ropeTable(rope *attention.Rope, rows int) (cos, sin arg) {
+	for i, t := range b.ropes {
+		if t.rope == rope && t.rows >= rows {
+			return arg(t.cos), arg(t.sin)
+		}
+		if t.rope == rope || i == ropesKept-1 {
+			b.d.release(t.cos)
+			b.d.release(t.sin)
+			b.ropes = append(b.ropes[:i:i], b.ropes[i+1:]...)
+			break
+		}
+	}
+	hostCos, hostSin := rope.Table(rows)
+	half := rope.Dim() / 2
+	up := func(x []float32) uintptr {
+		p := b.d.alloc(4*rows*half, forScratch)
+		b.d.write(tensor.OnDevice(tensor.F32, tensor.Of(rows*half), p), tensor.FromF32(x[:rows*half], rows*half))
+		return p
+	}
+	t := ropeTable{rope, rows, up(hostCos), up(hostSin)}
+	b.ropes = append(ropeTables{t}, b.ropes...)
+	return arg(t.cos), arg(t.sin)
 }

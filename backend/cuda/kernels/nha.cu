@@ -27,8 +27,7 @@
 #define SLOTS_BACKWARD 4
 #define WINDOW 5
 
-constexpr int K = KEY_DIM, V = VALUE_DIM, M = SLOTS;
-constexpr int Kp = (K + 15) / 16 * 16, Vp = (V + 15) / 16 * 16, Mp = (M + 31) / 32 * 32;
+constexpr int Kp = KEY_DIM, Vp = VALUE_DIM, Mp = SLOTS; // K and V in steps of 16, M of 32; where EXACT they are K, V and M
 constexpr int KS = Kp + 8, VS = Vp + 8, GS = Mp + 4; // row strides in shared memory, free of bank conflicts
 constexpr int MH = Mp / 2;                           // slots of half a warp pair
 constexpr int CHUNK = 64, THREADS = 256, WARPS = 8;
@@ -43,6 +42,7 @@ struct Sequence {
     i64 at, tokens, held; // first row in the call, rows, tokens that the ring brings
     i64 start, capacity;  // of the ring
     i64 base;             // its first segment's slots in states; it has one set more than segments
+    i64 key_dim, value_dim, slots; // K, V, M
     const bf16 *keys, *values; // [H, capacity, K], [H, capacity, V]
     const float* gates;        // [H, capacity, M]
     const float *slot_keys, *slot_values;   // [H, M, K], [H, M, V] to begin with; null: zeros
@@ -52,6 +52,9 @@ struct Sequence {
     const float *dslot_keys, *dslot_values; // gradient of the final slots; null: zeros
     float *initial_dkeys, *initial_dvalues; // gradient of the initial slots; null: not wanted
 
+    __device__ __forceinline__ int K() const { return EXACT ? Kp : (int)key_dim; }
+    __device__ __forceinline__ int V() const { return EXACT ? Vp : (int)value_dim; }
+    __device__ __forceinline__ int M() const { return EXACT ? Mp : (int)slots; }
     __device__ __forceinline__ int all() const { return (int)(held + tokens); }
     __device__ __forceinline__ int segments() const { return (int)((tokens + SEGMENT - 1) / SEGMENT); }
     __device__ __forceinline__ i64 ring(int h, int e) const {
@@ -65,22 +68,34 @@ struct Sequence {
 };
 
 extern __shared__ __align__(16) char shared_memory[];
+__device__ uint4 nothing; // a valid address for copies of no bytes
+
+// Carve hands out shared memory.
+struct Carve {
+    char* at = shared_memory;
+    template <typename T> __device__ __forceinline__ T* take(int n) {
+        T* p = (T*)at;
+        at += ((size_t)n * sizeof(T) + 15) / 16 * 16;
+        return p;
+    }
+};
+__device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 // Tiles are 64 rows of bf16. A row that does not exist is zeros: it is multiplied by 0 and has to be a number.
-template <int WIDTH, int PADDED, typename Row> __device__ __forceinline__ void load_tile(bf16* tile, Row row) {
-    constexpr int stride = PADDED + 8;
-    if constexpr (WIDTH % 8 == 0) {
-        constexpr int parts = PADDED / 8;
+template <int PADDED, typename Row> __device__ __forceinline__ void load_tile(bf16* tile, int width, Row row) {
+    constexpr int stride = PADDED + 8, parts = PADDED / 8;
+    if (width % 8 == 0) {
         for (int i = threadIdx.x; i < CHUNK * parts; i += THREADS) {
             int r = i / parts, c = i % parts * 8;
             const bf16* from = row(r);
-            copy_async_16(tile + r * stride + c, from ? from + c : (const bf16*)shared_memory, from && c < WIDTH);
+            bool exists = from && c < width;
+            copy_async_16(tile + r * stride + c, exists ? (const void*)(from + c) : (const void*)&nothing, exists);
         }
     } else {
         for (int i = threadIdx.x; i < CHUNK * PADDED; i += THREADS) {
             int r = i / PADDED, c = i % PADDED;
             const bf16* from = row(r);
-            tile[r * stride + c].bits = from && c < WIDTH ? from[c].bits : 0;
+            tile[r * stride + c].bits = from && c < width ? from[c].bits : 0;
         }
     }
 }
@@ -90,13 +105,8 @@ __device__ __forceinline__ void tiles_loaded() {
     __syncthreads();
 }
 
-// load_rotated is load_tile of keys or queries, each row turned to its position (rows of the tables, -1: not at all).
-template <typename Row> __device__ __forceinline__ void load_rotated(bf16* tile, const float* cosines, const float* sines, int first, Row row) {
-    if (!cosines) {
-        load_tile<K, Kp>(tile, row);
-        return;
-    }
-    constexpr int N = K % 16 == 0 ? 8 : 1, half = K / 2, parts = (half + N - 1) / N;
+template <int N, typename Row> __device__ __forceinline__ void rotate_parts(bf16* tile, int width, const float* cosines, const float* sines, int first, Row row) {
+    const int half = width / 2, parts = half / N;
     for (int i = threadIdx.x; i < CHUNK * parts; i += THREADS) {
         int r = i / parts, c = i % parts * N;
         const bf16* from = row(r);
@@ -113,8 +123,18 @@ template <typename Row> __device__ __forceinline__ void load_rotated(bf16* tile,
         store<N>(tile + r * KS + c, x);
         store<N>(tile + r * KS + half + c, y);
     }
-    if constexpr (Kp > K) {
-        for (int i = threadIdx.x; i < CHUNK * (Kp - K); i += THREADS) tile[i / (Kp - K) * KS + K + i % (Kp - K)].bits = 0;
+}
+
+// load_rotated is load_tile of keys or queries of width K, row r turned to position first + r; without tables not at all.
+template <typename Row> __device__ __forceinline__ void load_rotated(bf16* tile, int width, const float* cosines, const float* sines, int first, Row row) {
+    if (!cosines) {
+        load_tile<Kp>(tile, width, row);
+    } else if (width % 16 == 0) {
+        rotate_parts<8>(tile, width, cosines, sines, first, row);
+    } else {
+        rotate_parts<1>(tile, width, cosines, sines, first, row);
+        for (int i = threadIdx.x; i < CHUNK * 16; i += THREADS) // Kp - K is less than 16
+            if (width + i % 16 < Kp) tile[i / 16 * KS + width + i % 16].bits = 0;
     }
 }
 
@@ -181,7 +201,7 @@ struct Gates {
             for (int r = 0; r < 16; r++) {
                 int e = e0 + first + r, j = e - window;
                 logits[r] = 1e30f; // a = 1, s = 0
-                if (i < M && j >= 0 && e < q.all()) logits[r] = j < q.held ? q.gates[q.ring(h, j) * M + i] : to_float(z[(q.row(j) * heads + h) * M + i]);
+                if (i < q.M() && j >= 0 && e < q.all()) logits[r] = j < q.held ? q.gates[q.ring(h, j) * q.M() + i] : to_float(z[(q.row(j) * heads + h) * q.M() + i]);
             }
 #pragma unroll
             for (int r = 0; r < 16; r++) {
@@ -320,8 +340,14 @@ struct State {
 };
 
 // read_slots is the product "read" above for a warp's 16 rows from t0 on and its half of the slots. a: x; states: S0; x: x'.
-template <int D> __device__ __forceinline__ void read_slots(float (&d)[MH / 8][4], const u32 (&a)[D / 16][4], const bf16* states, const bf16* x, const Gates& g, int t0, int half) {
+// earlier is told the part that tokens before t0 have in it.
+template <int D, typename Earlier> __device__ __forceinline__ void read_slots(float (&d)[MH / 8][4], const u32 (&a)[D / 16][4], const bf16* states, const bf16* x, const Gates& g, int t0, int half, Earlier earlier) {
     const int first = half * MH;
+    const float* rows = g.G + (t0 + group()) * GS + first;
+    auto to_row = [&](const float* middle, int n, int i) {
+        int column = 8 * n + pair() + i % 2;
+        return exp2_fast(rows[i / 2 * 8 * GS + column] - middle[column]);
+    };
     zero(d);
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
@@ -348,6 +374,8 @@ template <int D> __device__ __forceinline__ void read_slots(float (&d)[MH / 8][4
 #pragma unroll
                 for (int c = 0; c < 4; c++)
                     if (8 * n + pair() + c % 2 > group() + c / 2 * 8) scores[n][c] = 0;
+#pragma unroll
+            for (int n = 0; n < MH / 8; n++) earlier(n, d[n], [&](int i) { return to_row(middle, n, i); });
         }
         u32 s[4];
         as_a(s, scores);
@@ -358,13 +386,10 @@ template <int D> __device__ __forceinline__ void read_slots(float (&d)[MH / 8][4
             mma_bf16(d[n], s, pack_bf16(exp2_fast(m - l[0]), exp2_fast(m - l[GS])), pack_bf16(exp2_fast(m - l[8 * GS]), exp2_fast(m - l[9 * GS])));
         }
     }
-    const float* rows = g.G + (t0 + group()) * GS + first;
 #pragma unroll
-    for (int n = 0; n < MH / 8; n++) {
-        int i = 8 * n + pair();
-        d[n][0] *= exp2_fast(rows[i] - middle[i]), d[n][1] *= exp2_fast(rows[i + 1] - middle[i + 1]);
-        d[n][2] *= exp2_fast(rows[8 * GS + i] - middle[i]), d[n][3] *= exp2_fast(rows[8 * GS + i + 1] - middle[i + 1]);
-    }
+    for (int n = 0; n < MH / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) d[n][i] *= to_row(middle, n, i);
 }
 
 // write_slots is the product "write", added to d. w is used up.
@@ -409,6 +434,836 @@ template <int D> __device__ __forceinline__ void write_slots(float (&d)[D / 8][4
         u32 a[4];
         as_a(a, mix);
         add_times(d, a, x, D + 8, j0);
+    }
+}
+#endif
+
+// segment_of is what a block works at: a segment of a sequence, and a kv head.
+struct Segment {
+    const Sequence& q;
+    int h, first, end; // kv head, tokens
+    i64 state;         // its index in states, heads counted in
+    __device__ __forceinline__ Segment(const Sequence* sequences, const int* items, int heads)
+        : q(sequences[items[2 * blockIdx.x]]), h(blockIdx.y) {
+        int segment = items[2 * blockIdx.x + 1];
+        first = (int)q.held + segment * SEGMENT;
+        end = min(first + SEGMENT, q.all());
+        state = (q.base + segment) * heads + h;
+    }
+    // origin is the token whose position counts as 0: logits depend on differences alone, and short tables stay in the cache.
+    __device__ __forceinline__ int origin(int window) const { return window < first - CHUNK ? first - CHUNK - window : 0; }
+};
+
+#if PASS == CONTRIBUTE
+extern "C" __global__ __launch_bounds__(THREADS) void nha_contribute(const Sequence* sequences, const int* items, const bf16* k, const bf16* v, const bf16* z,
+                                                                     float* states, float* decays, int heads, int window, float normalizer) {
+    Carve c;
+    bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS);
+    Gates g = {c.take<float>(CHUNK * GS), c.take<float>(CHUNK * GS), c.take<float>(4 * Mp)};
+    Segment s(sequences, items, heads);
+    const Sequence& q = s.q;
+    const int h = s.h, K = q.K(), V = q.V();
+    State state;
+    state.clear();
+    float decay = 0; // of slot threadIdx.x
+    for (int e0 = s.first; e0 < s.end; e0 += CHUNK) {
+        if (e0 + CHUNK <= window) continue; // nothing enters
+        auto entering = [&](const bf16* x, const bf16* ring, int width) {
+            return [=, &q](int r) {
+                int e = e0 + r, j = e - window;
+                return j >= 0 && e < q.all() ? q.token(x, ring, j, h, heads, width) : (const bf16*)nullptr;
+            };
+        };
+        load_tile<Kp>(keys, K, entering(k, q.keys, K));
+        load_tile<Vp>(values, V, entering(v, q.values, V));
+        g.load(q, z, h, heads, e0, window, normalizer);
+        tiles_loaded();
+        state.enter(g, keys, values);
+        if (threadIdx.x < Mp) decay += g.end(threadIdx.x);
+        __syncthreads();
+    }
+    state.write(states + s.state * STATE);
+    if (threadIdx.x < Mp) decays[s.state * Mp + threadIdx.x] = decay;
+}
+#endif
+
+#if PASS == SCAN
+// A thread has one number of the slots and walks the segments, up for the slots, down for their adjoints.
+extern "C" __global__ __launch_bounds__(THREADS) void nha_scan(const Sequence* sequences, float* states, const float* decays, int heads, int down) {
+    const Sequence& q = sequences[blockIdx.z];
+    int at = blockIdx.x * THREADS + threadIdx.x, h = blockIdx.y, segments = q.segments();
+    if (at >= STATE) return;
+    bool key = at < Mp * Kp;
+    int M = q.M(), width = key ? Kp : Vp, real = key ? q.K() : q.V(), in = key ? at : at - Mp * Kp, slot = in / width, column = in % width;
+    bool exists = slot < M && column < real;
+    i64 host = ((i64)h * M + slot) * real + column;
+    const float* from = down ? (key ? q.dslot_keys : q.dslot_values) : (key ? q.slot_keys : q.slot_values);
+    float* to = down ? (key ? q.initial_dkeys : q.initial_dvalues) : (key ? q.final_keys : q.final_values);
+    float x = exists && from ? from[host] : 0;
+    auto index = [&](int n) { return (q.base + (down ? segments - 1 - n : n)) * heads + h; };
+    float more = segments > 0 ? states[index(0) * STATE + at] : 0, decay = segments > 0 ? decays[index(0) * Mp + slot] : 0;
+    for (int n = 0; n < segments; n++) {
+        float next = 0, next_decay = 0;
+        if (n + 1 < segments) next = states[index(n + 1) * STATE + at], next_decay = decays[index(n + 1) * Mp + slot];
+        states[index(n) * STATE + at] = x;
+        x = fmaf(expm1f(decay * 0.69314718f), x, x) + more;
+        more = next, decay = next_decay;
+    }
+    states[((q.base + segments) * heads + h) * STATE + at] = x;
+    if (exists && to) to[host] = x;
+}
+#endif
+
+#if PASS == FORWARD || PASS == QUERIES
+// in_window reports whether a block of 16 keys has any that a block of 16 queries sees.
+__device__ __forceinline__ bool in_window(int keys, int queries, int window) { return keys <= queries + 15 && keys + 15 > queries - window; }
+#endif
+
+#if PASS == FORWARD
+extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const Sequence* sequences, const int* items, const bf16* queries, const bf16* k, const bf16* v,
+                                                                         const bf16* z, const float* cosines, const float* sines, const float* states,
+                                                                         bf16* o, bf16* lse, bf16* share, int query_heads, int heads, int window, float scale, float normalizer,
+                                                                         int mask, float sinks) {
+    Carve c;
+    bf16* query = c.take<bf16>(CHUNK * KS);
+    char* region = c.take<char>(larger(CHUNK * (KS + VS) * 2, CHUNK * (Vp + 8) * 4));
+    bf16 *window_keys = (bf16*)region, *window_values = window_keys + CHUNK * KS;
+    float* partial = (float*)region;                                               // [64][Vp + 4] outputs of the second half,
+    float* statistics = c.take<float>(CHUNK * 3);                                  // and its maximum, sum and slots' sum
+    const int lane_row = group(), warp = threadIdx.x / 32, t0 = warp % 4 * 16, half = warp / 4;
+    Segment s(sequences, items, heads);
+    const Sequence& q = s.q;
+    const int h = s.h, each = query_heads / heads, origin = s.origin(window), K = q.K(), V = q.V(), M = q.M();
+    const float scale2 = scale * LOG2E;
+#if SLOTS > 0
+    bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS), *slot_keys = c.take<bf16>(Mp * KS), *slot_values = c.take<bf16>(Mp * VS);
+    Gates g = {c.take<float>(CHUNK * GS), c.take<float>(CHUNK * GS), c.take<float>(4 * Mp)};
+    State state;
+    state.read(states + s.state * STATE);
+#endif
+    for (int e0 = s.first; e0 < s.end; e0 += CHUNK) {
+#if SLOTS > 0
+        const bool active = e0 + CHUNK > window || q.slot_keys; // otherwise the slots are empty before, in and after the chunk
+        if (active) {
+            auto entering = [&](const bf16* x, const bf16* ring, int width) {
+                return [=, &q](int r) {
+                    int e = e0 + r, j = e - window;
+                    return j >= 0 && e < q.all() ? q.token(x, ring, j, h, heads, width) : (const bf16*)nullptr;
+                };
+            };
+            load_tile<Kp>(keys, K, entering(k, q.keys, K));
+            load_tile<Vp>(values, V, entering(v, q.values, V));
+            state.publish(slot_keys, slot_values);
+            g.load(q, z, h, heads, e0, window, normalizer);
+        }
+#endif
+        for (int head = h * each; head < (h + 1) * each; head++) {
+            auto query_row = [&](int r) { return e0 + r < s.end ? queries + (q.row(e0 + r) * query_heads + head) * K : (const bf16*)nullptr; };
+            load_tile<Kp>(query, K, query_row);
+            load_rotated(window_keys, K, cosines, sines, e0 - origin, query_row);
+            tiles_loaded();
+            u32 x[Kp / 16][4];
+            load_rows(x, window_keys, KS, t0);
+            float out[Vp / 8][4], top[2] = {NONE, NONE}, sum[2] = {}, slots_sum[2] = {};
+            zero(out);
+            // raise moves the running maximum to cover new logits of a row.
+            auto raise = [&](int r, float most) {
+                most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+                most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+                if (most <= top[r]) return;
+                float f = exp2_fast(top[r] - most);
+                top[r] = most, sum[r] *= f;
+#pragma unroll
+                for (int n = 0; n < Vp / 8; n++) out[n][2 * r] *= f, out[n][2 * r + 1] *= f;
+            };
+            for (int u0 = e0; window > 0 && u0 > -CHUNK && u0 + CHUNK > e0 - window + 1; u0 -= CHUNK) {
+                auto token_row = [&](const bf16* x, const bf16* ring, int width) {
+                    return [=, &q](int r) { return u0 + r >= 0 && u0 + r < q.all() ? q.token(x, ring, u0 + r, h, heads, width) : (const bf16*)nullptr; };
+                };
+                __syncthreads();
+                load_rotated(window_keys, K, cosines, sines, u0 - origin, token_row(k, q.keys, K));
+                load_tile<Vp>(window_values, V, token_row(v, q.values, V));
+                tiles_loaded();
+                for (int n = half * 16; n < CHUNK; n += 32) {
+                    if (!in_window(u0 + n, e0 + t0, window)) continue;
+                    float p[2][4];
+                    times_rows(p, x, window_keys, KS, n);
+                    float most[2] = {NONE, NONE};
+#pragma unroll
+                    for (int m = 0; m < 2; m++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            int u = u0 + n + 8 * m + pair() + i % 2, e = e0 + t0 + lane_row + i / 2 * 8;
+                            p[m][i] = u >= 0 && u <= e && u > e - window ? p[m][i] * scale2 : NONE;
+                            most[i / 2] = fmaxf(most[i / 2], p[m][i]);
+                        }
+                    raise(0, most[0]);
+                    raise(1, most[1]);
+#pragma unroll
+                    for (int m = 0; m < 2; m++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            p[m][i] = p[m][i] > NONE ? exp2_fast(p[m][i] - top[i / 2]) : 0;
+                            sum[i / 2] += p[m][i];
+                        }
+                    u32 a[4];
+                    as_a(a, p);
+                    add_times(out, a, window_values, VS, n);
+                }
+            }
+#if SLOTS > 0
+            float p[MH / 8][4];
+            if (active) {
+                load_rows(x, query, KS, t0);
+                read_slots<Kp>(p, x, slot_keys, keys, g, t0, half, [](int, float (&)[4], auto) {});
+            } else {
+                zero(p);
+            }
+            float most[2] = {NONE, NONE};
+#pragma unroll
+            for (int n = 0; n < MH / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    bool live = half * MH + 8 * n + pair() + i % 2 < M && (!mask || e0 + t0 + lane_row + i / 2 * 8 >= window);
+                    p[n][i] = live ? p[n][i] * scale2 : NONE;
+                    most[i / 2] = fmaxf(most[i / 2], p[n][i]);
+                }
+            raise(0, most[0]);
+            raise(1, most[1]);
+#pragma unroll
+            for (int n = 0; n < MH / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    p[n][i] = p[n][i] > NONE ? exp2_fast(p[n][i] - top[i / 2]) : 0;
+                    slots_sum[i / 2] += p[n][i];
+                }
+            sum[0] += slots_sum[0], sum[1] += slots_sum[1];
+            if (active) write_slots<Vp>(out, p, slot_values, values, g, t0, half);
+#endif
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+#pragma unroll
+                for (int i = 1; i <= 2; i *= 2) {
+                    sum[r] += __shfl_xor_sync(~0u, sum[r], i);
+                    slots_sum[r] += __shfl_xor_sync(~0u, slots_sum[r], i);
+                }
+            __syncthreads();
+            if (half == 1) {
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    int row = t0 + lane_row + 8 * r;
+                    if (pair() == 0) statistics[3 * row] = top[r], statistics[3 * row + 1] = sum[r], statistics[3 * row + 2] = slots_sum[r];
+#pragma unroll
+                    for (int n = 0; n < Vp / 8; n++) *(float2*)(partial + row * (Vp + 8) + 8 * n + pair()) = make_float2(out[n][2 * r], out[n][2 * r + 1]);
+                }
+            }
+            __syncthreads();
+            if (half == 0) {
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    int row = t0 + lane_row + 8 * r;
+                    if (e0 + row >= s.end) continue;
+                    i64 at = q.row(e0 + row) * query_heads + head;
+                    const float* other = statistics + 3 * row;
+                    float most = fmaxf(fmaxf(top[r], other[0]), sinks > 0 ? 0 : NONE);
+                    float mine = exp2_fast(top[r] - most), theirs = exp2_fast(other[0] - most), empty = sinks * exp2_fast(-most);
+                    float total = sum[r] * mine + other[1] * theirs + empty, inverse = 1 / total;
+                    if (pair() == 0) {
+                        if (lse) lse[at] = round_to<bf16>((most + log2_fast(total)) * 0.69314718f);
+                        if (share) share[at] = round_to<bf16>((slots_sum[r] * mine + other[2] * theirs + empty) * inverse);
+                    }
+                    mine *= inverse, theirs *= inverse;
+#pragma unroll
+                    for (int n = 0; n < Vp / 8; n++) {
+                        int column = 8 * n + pair();
+                        float2 y = *(const float2*)(partial + row * (Vp + 8) + column);
+                        float low = out[n][2 * r] * mine + y.x * theirs, high = out[n][2 * r + 1] * mine + y.y * theirs;
+                        if (V % 2 == 0 && column < V) *(u32*)(o + at * V + column) = pack_bf16(low, high);
+                        if (V % 2 == 1 && column < V) o[at * V + column] = round_to<bf16>(low);
+                        if (V % 2 == 1 && column + 1 < V) o[at * V + column + 1] = round_to<bf16>(high);
+                    }
+                }
+            }
+            __syncthreads();
+        }
+#if SLOTS > 0
+        if (active) {
+            state.enter(g, keys, values);
+            __syncthreads();
+        }
+#endif
+    }
+}
+#endif
+
+#if PASS == QUERIES || PASS == WINDOW
+// turn_back undoes the rotation of gradients: rows of float32 in shared memory, the row's position counted from first.
+__device__ __forceinline__ void turn_back(float* rows, int width, const float* cosines, const float* sines, int first, int valid) {
+    const int half = width / 2;
+    for (int i = threadIdx.x; i < valid * half; i += THREADS) {
+        int r = i / half, c = i % half;
+        float cosine = cosines[(i64)(first + r) * half + c], sine = sines[(i64)(first + r) * half + c];
+        float &x = rows[r * (Kp + 8) + c], &y = rows[r * (Kp + 8) + half + c], a = x, b = y;
+        x = a * cosine + b * sine, y = b * cosine - a * sine;
+    }
+}
+#endif
+#if PASS >= QUERIES
+template <int N> __device__ __forceinline__ void store_rows(float* rows, const float (&x)[N][4], int t0) {
+    float* at = rows + (t0 + group()) * (8 * N + 8) + pair();
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        *(float2*)(at + 8 * n) = make_float2(x[n][0], x[n][1]);
+        *(float2*)(at + 8 * (8 * N + 8) + 8 * n) = make_float2(x[n][2], x[n][3]);
+    }
+}
+template <int N> __device__ __forceinline__ void add_rows(float* rows, const float (&x)[N][4], int t0) {
+    float* at = rows + (t0 + group()) * (8 * N + 8) + pair();
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        float2 &low = *(float2*)(at + 8 * n), &high = *(float2*)(at + 8 * (8 * N + 8) + 8 * n);
+        low = make_float2(low.x + x[n][0], low.y + x[n][1]);
+        high = make_float2(high.x + x[n][2], high.y + x[n][3]);
+    }
+}
+#endif
+
+#if PASS == QUERIES
+// A query's softmax is formed again in two sweeps over the window. The first gives the sum of the probabilities, which are not
+// quite 1 as bf16 has rounded lse, and d_t = sum of p times value . dO_t: dO_t . o_t of a rounded o_t would leave dl that do not add
+// up to 0. For the other passes: exact is lse in base 2, inner d_t, weights and dlogits the slots' p and dl [N, Hq, Mp], and earlier
+// [N, H, Mp] sum_n (l dl + p Vs.dO) as far as l and Vs come from before the block of 16.
+extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queries(
+    const Sequence* sequences, const int* items, const bf16* queries, const bf16* k, const bf16* v, const bf16* z, const float* cosines, const float* sines,
+    const float* states, float* adjoints, const bf16* lse, const bf16* gradient, bf16* dq, float* exact, float* inner, bf16* weights, bf16* dlogits, bf16* earlier,
+    int query_heads, int heads, int window, float scale, float normalizer, int mask, float sinks) {
+    Carve c;
+    bf16 *query = c.take<bf16>(CHUNK * KS), *dout = c.take<bf16>(CHUNK * VS);
+    char* region = c.take<char>(larger(CHUNK * (KS + VS) * 2, CHUNK * (Kp + 8) * 4));
+    bf16 *window_keys = (bf16*)region, *window_values = window_keys + CHUNK * KS;
+    float* sums = (float*)region; // [64][Kp + 8], once the window is done
+    float *logs = c.take<float>(CHUNK), *totals = c.take<float>(4 * CHUNK); // totals: of p and of p times value . dO, by halves
+    const int warp = threadIdx.x / 32, t0 = warp % 4 * 16, half = warp / 4, row = t0 + group();
+    Segment s(sequences, items, heads);
+    const Sequence& q = s.q;
+    const int h = s.h, each = query_heads / heads, origin = s.origin(window), K = q.K(), V = q.V(), M = q.M();
+    const float scale2 = scale * LOG2E;
+#if SLOTS > 0
+    constexpr int PS = Mp + 8;
+    bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS), *slot_keys = c.take<bf16>(Mp * KS), *slot_values = c.take<bf16>(Mp * VS);
+    bf16 *p_tile = c.take<bf16>(CHUNK * PS), *dl_tile = c.take<bf16>(CHUNK * PS);
+    Gates g = {c.take<float>(CHUNK * GS), c.take<float>(CHUNK * GS), c.take<float>(4 * Mp)};
+    float* parts = c.take<float>(CHUNK * GS); // of earlier
+    float* before = c.take<float>(Mp); // G from the segment's start to the chunk's
+    if (threadIdx.x < Mp) before[threadIdx.x] = 0;
+    State state, adjoint;
+    state.read(states + s.state * STATE);
+    adjoint.clear();
+#endif
+    for (int e0 = s.first; e0 < s.end; e0 += CHUNK) {
+#if SLOTS > 0
+        auto entering = [&](const bf16* x, const bf16* ring, int width) {
+            return [=, &q](int r) {
+                int e = e0 + r, j = e - window;
+                return j >= 0 && e < q.all() ? q.token(x, ring, j, h, heads, width) : (const bf16*)nullptr;
+            };
+        };
+        load_tile<Kp>(keys, K, entering(k, q.keys, K));
+        load_tile<Vp>(values, V, entering(v, q.values, V));
+        state.publish(slot_keys, slot_values);
+        g.load(q, z, h, heads, e0, window, normalizer);
+        for (int i = threadIdx.x; i < CHUNK * GS; i += THREADS) parts[i] = 0;
+#endif
+        for (int head = h * each; head < (h + 1) * each; head++) {
+            auto index = [&](int r) { return q.row(e0 + r) * query_heads + head; };
+            auto query_row = [&](int r) { return e0 + r < s.end ? queries + index(r) * K : (const bf16*)nullptr; };
+            load_tile<Kp>(query, K, query_row);
+            load_tile<Vp>(dout, V, [&](int r) { return e0 + r < s.end ? gradient + index(r) * V : (const bf16*)nullptr; });
+            load_rotated(window_keys, K, cosines, sines, e0 - origin, query_row);
+            if (threadIdx.x < CHUNK) logs[threadIdx.x] = e0 + threadIdx.x < s.end ? to_float(lse[index(threadIdx.x)]) * LOG2E : 1e30f; // no row: p = 0
+            tiles_loaded();
+            u32 x[Kp / 16][4], y[Vp / 16][4];
+            load_rows(x, window_keys, KS, t0);
+            load_rows(y, dout, VS, t0);
+            float log[2] = {logs[row], logs[row + 8]}, total[2] = {}, inside[2] = {};
+            auto sweep = [&](auto use) { // of logits to probabilities, and of value . dO
+                for (int u0 = e0; window > 0 && u0 > -CHUNK && u0 + CHUNK > e0 - window + 1; u0 -= CHUNK) {
+                    auto token_row = [&](const bf16* x, const bf16* ring, int width) {
+                        return [=, &q](int r) { return u0 + r >= 0 && u0 + r < q.all() ? q.token(x, ring, u0 + r, h, heads, width) : (const bf16*)nullptr; };
+                    };
+                    __syncthreads();
+                    load_rotated(window_keys, K, cosines, sines, u0 - origin, token_row(k, q.keys, K));
+                    load_tile<Vp>(window_values, V, token_row(v, q.values, V));
+                    tiles_loaded();
+                    for (int n = half * 16; n < CHUNK; n += 32) {
+                        if (!in_window(u0 + n, e0 + t0, window)) continue;
+                        float p[2][4], dp[2][4];
+                        times_rows(p, x, window_keys, KS, n);
+                        times_rows(dp, y, window_values, VS, n);
+#pragma unroll
+                        for (int m = 0; m < 2; m++)
+#pragma unroll
+                            for (int i = 0; i < 4; i++) {
+                                int u = u0 + n + 8 * m + pair() + i % 2, e = e0 + row + i / 2 * 8;
+                                p[m][i] = u >= 0 && u <= e && u > e - window ? exp2_fast(p[m][i] * scale2 - log[i / 2]) : 0;
+                            }
+                        use(n, p, dp);
+                    }
+                }
+            };
+            sweep([&](int, float (&p)[2][4], float (&dp)[2][4]) {
+#pragma unroll
+                for (int m = 0; m < 2; m++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) total[i / 2] += p[m][i], inside[i / 2] += p[m][i] * dp[m][i];
+            });
+#if SLOTS > 0
+            float p[MH / 8][4], dl[MH / 8][4];
+            u32 straight_x[Kp / 16][4];
+            load_rows(straight_x, query, KS, t0);
+            u32 p_earlier[MH / 8][2], dl_earlier[MH / 8][2];
+            auto keep = [](u32 (&to)[MH / 8][2]) {
+                return [&to](int n, float (&d)[4], auto factor) { to[n][0] = pack_bf16(d[0] * factor(0), d[1] * factor(1)), to[n][1] = pack_bf16(d[2] * factor(2), d[3] * factor(3)); };
+            };
+            read_slots<Kp>(p, straight_x, slot_keys, keys, g, t0, half, keep(p_earlier));
+            read_slots<Vp>(dl, y, slot_values, values, g, t0, half, keep(dl_earlier));
+#pragma unroll
+            for (int n = 0; n < MH / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    bool live = half * MH + 8 * n + pair() + i % 2 < M && (!mask || e0 + row + i / 2 * 8 >= window);
+                    p[n][i] = live ? exp2_fast(p[n][i] * scale2 - log[i / 2]) : 0;
+                    total[i / 2] += p[n][i], inside[i / 2] += p[n][i] * dl[n][i];
+                }
+#endif
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                total[r] += __shfl_xor_sync(~0u, total[r], 1);
+                total[r] += __shfl_xor_sync(~0u, total[r], 2);
+                inside[r] += __shfl_xor_sync(~0u, inside[r], 1);
+                inside[r] += __shfl_xor_sync(~0u, inside[r], 2);
+                if (pair() == 0) totals[half * CHUNK + row + 8 * r] = total[r], totals[(2 + half) * CHUNK + row + 8 * r] = inside[r];
+            }
+            __syncthreads();
+            float inverse[2];
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const float* other = totals + row + 8 * r;
+                total[r] = other[0] + other[CHUNK] + sinks * exp2_fast(-log[r]);
+                inverse[r] = total[r] > 0 ? 1 / total[r] : 0;
+                inside[r] = (other[2 * CHUNK] + other[3 * CHUNK]) * inverse[r];
+                if (e0 + row + 8 * r < s.end) log[r] += log2_fast(total[r]);
+                if (half == 0 && pair() == 0 && e0 + row + 8 * r < s.end) exact[index(row + 8 * r)] = log[r], inner[index(row + 8 * r)] = inside[r];
+            }
+#if SLOTS > 0
+#pragma unroll
+            for (int n = 0; n < MH / 8; n++) {
+                int column = half * MH + 8 * n + pair();
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    p[n][i] *= inverse[i / 2];
+                    dl[n][i] = p[n][i] * (dl[n][i] - inside[i / 2]);
+                    u32 l = p_earlier[n][i / 2], read = dl_earlier[n][i / 2];
+                    parts[(row + i / 2 * 8) * GS + column + i % 2] += dl[n][i] * scale * (i % 2 ? unpack_high(l) : unpack_low(l)) + p[n][i] * (i % 2 ? unpack_high(read) : unpack_low(read));
+                }
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    *(u32*)(p_tile + (row + 8 * r) * PS + column) = pack_bf16(p[n][2 * r], p[n][2 * r + 1]);
+                    *(u32*)(dl_tile + (row + 8 * r) * PS + column) = pack_bf16(dl[n][2 * r], dl[n][2 * r + 1]);
+                }
+            }
+            float straight[Kp / 8][4];
+            zero(straight);
+            write_slots<Kp>(straight, dl, slot_keys, keys, g, t0, half);
+#endif
+            float turned[Kp / 8][4];
+            zero(turned);
+            sweep([&](int n, float (&p)[2][4], float (&dp)[2][4]) {
+#pragma unroll
+                for (int m = 0; m < 2; m++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) p[m][i] *= dp[m][i] - inside[i / 2];
+                u32 a[4];
+                as_a(a, p);
+                add_times(turned, a, window_keys, KS, n);
+            });
+            __syncthreads();
+            if (half == 1) store_rows(sums, turned, t0);
+            __syncthreads();
+            if (half == 0) add_rows(sums, turned, t0);
+            __syncthreads();
+            if (cosines) turn_back(sums, K, cosines, sines, e0 - origin, min(CHUNK, s.end - e0));
+#if SLOTS > 0
+            __syncthreads();
+            if (half == 0) add_rows(sums, straight, t0);
+            __syncthreads();
+            if (half == 1) add_rows(sums, straight, t0);
+            adjoint.add(query, dout, [&](int r, int slot, bool key) {
+                float f = exp2_fast(before[slot] + g.G[r * GS + slot]);
+                return key ? f * scale * to_float(dl_tile[r * PS + slot]) : f * to_float(p_tile[r * PS + slot]);
+            });
+            for (int i = threadIdx.x; i < CHUNK * (Mp / 8); i += THREADS) {
+                int r = i / (Mp / 8), column = i % (Mp / 8) * 8;
+                if (e0 + r >= s.end) continue;
+                *(uint4*)(weights + index(r) * Mp + column) = *(const uint4*)(p_tile + r * PS + column);
+                *(uint4*)(dlogits + index(r) * Mp + column) = *(const uint4*)(dl_tile + r * PS + column);
+            }
+#endif
+            __syncthreads();
+            for (int i = threadIdx.x; i < CHUNK * K; i += THREADS) {
+                int r = i / K, column = i % K;
+                if (e0 + r < s.end) dq[index(r) * K + column] = round_to<bf16>(sums[r * (Kp + 8) + column] * scale);
+            }
+            __syncthreads();
+        }
+#if SLOTS > 0
+        for (int i = threadIdx.x; i < CHUNK * Mp; i += THREADS) {
+            int r = i / Mp, slot = i % Mp;
+            if (e0 + r < s.end) earlier[(q.row(e0 + r) * heads + h) * Mp + slot] = round_to<bf16>(parts[r * GS + slot]);
+        }
+        if (threadIdx.x < Mp) before[threadIdx.x] += g.end(threadIdx.x);
+        state.enter(g, keys, values);
+        __syncthreads();
+#endif
+    }
+#if SLOTS > 0
+    adjoint.write(adjoints + s.state * STATE);
+#endif
+}
+#endif
+
+#if PASS == SLOTS_BACKWARD
+__device__ __forceinline__ u32 transpose_8x8(u32 x) {
+    u32 y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+__device__ __forceinline__ float rounded(float x) { return to_float(round_to<bf16>(x)); }
+
+// Walks a segment's chunks down with the adjoints U, R on the chip (SPEC 1.3); two warps share 16 tokens j and take halves of the
+// slots. With D_j,i = U_j,i.k'_j + R_j,i.v'_j, the gradient of log a is
+//
+//	a_j da_j = Y_j - a_j D_j        Y_j = a_j (U_j.Ks_{j-1} + R_j.Vs_{j-1}) = sum of c_t,u over t >= j > u
+//
+// c_t,u being what token u gives to query t's l dl + p Vs.dO through the slot (and the first state, the last adjoint alike). Every
+// term is of order a_j, but the sum is formed from sums over t and over u, where terms without a_j have to cancel. Inside a
+// block of 16 they do so exactly: both sums are of the same rounded factors. Outside, sums over whole blocks serve, and where a
+// block fades to nothing what passes over it is 0.
+extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots(
+    const Sequence* sequences, const int* items, const bf16* queries, const bf16* k, const bf16* v, const bf16* z, const float* states, const float* adjoints,
+    const bf16* gradient, const bf16* weights, const bf16* dlogits, const bf16* earlier, bf16* dk, bf16* dv, bf16* dz,
+    int query_heads, int heads, int window, float scale, float normalizer) {
+    constexpr int PS = Mp + 8;
+    Carve c;
+    char* front = c.take<char>(larger((CHUNK + Mp) * (KS + VS) * 2, 2 * CHUNK * GS * 4));
+    bf16 *keys = (bf16*)front, *values = keys + CHUNK * KS, *u_tile = values + CHUNK * VS, *r_tile = u_tile + Mp * KS;
+    float *later = (float*)front, *inside = later + CHUNK * GS; // D of queries behind and in the block, once the heads are done
+    char* region = c.take<char>(larger(CHUNK * (KS + VS + 2 * PS) * 2, CHUNK * (Kp + Vp + 16) * 4));
+    bf16 *query = (bf16*)region, *dout = query + CHUNK * KS, *p_tile = dout + CHUNK * VS, *dl_tile = p_tile + CHUNK * PS;
+    float *key_sums = (float*)region, *value_sums = key_sums + CHUNK * (Kp + 8); // once the heads are done
+    Gates g = {c.take<float>(CHUNK * GS), c.take<float>(CHUNK * GS), c.take<float>(4 * Mp)};
+    float *crossing = c.take<float>(CHUNK * GS), *up = c.take<float>(4 * Mp), *through = c.take<float>(Mp); // crossing: c_t,. - c_.,t inside blocks
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, j0 = warp % 4 * 16, half = warp / 4, first = half * MH, row = j0 + group();
+    Segment s(sequences, items, heads);
+    const Sequence& q = s.q;
+    const int h = s.h, each = query_heads / heads, K = q.K(), V = q.V(), M = q.M();
+    State adjoint;
+    adjoint.read(adjoints + s.state * STATE);
+    {
+        const float *end = states + (s.state + heads) * STATE, *u = adjoints + s.state * STATE;
+        for (int i = warp; i < Mp; i += WARPS) {
+            float sum = 0;
+            for (int n = lane; n < Kp; n += 32) sum += end[i * Kp + n] * u[i * Kp + n];
+            for (int n = lane; n < Vp; n += 32) sum += end[Mp * Kp + i * Vp + n] * u[Mp * Kp + i * Vp + n];
+            sum = warp_sum(sum);
+            if (lane == 0) through[i] = sum;
+        }
+    }
+    for (int e0 = s.first + (s.end - s.first - 1) / CHUNK * CHUNK; e0 >= s.first; e0 -= CHUNK) {
+        __syncthreads();
+        auto entering = [&](const bf16* x, const bf16* ring, int width) {
+            return [=, &q](int r) {
+                int e = e0 + r, j = e - window;
+                return j >= 0 && e < q.all() ? q.token(x, ring, j, h, heads, width) : (const bf16*)nullptr;
+            };
+        };
+        load_tile<Kp>(keys, K, entering(k, q.keys, K));
+        load_tile<Vp>(values, V, entering(v, q.values, V));
+        adjoint.publish(u_tile, r_tile);
+        g.load(q, z, h, heads, e0, window, normalizer);
+        for (int i = threadIdx.x; i < CHUNK * GS; i += THREADS) crossing[i] = 0;
+        tiles_loaded();
+        const float *middle = g.G + (j0 + 8) * GS + first, *end = g.G + 63 * GS + first;
+        float dkeys[Kp / 8][4], dvalues[Vp / 8][4], d[MH / 8][4], d_inside[MH / 8][4];
+        zero(dkeys), zero(dvalues), zero(d), zero(d_inside);
+        u32 x[Kp / 16][4], y[Vp / 16][4], write[MH / 16][4]; // write: e^{G_m - G_j} s_j
+        load_rows(x, keys, KS, j0);
+        load_rows(y, values, VS, j0);
+#pragma unroll
+        for (int n = 0; n < MH / 16; n++) {
+            u32 a[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int slot = 16 * n + pair() + i / 2 * 8;
+                const float* l = g.L + (row + i % 2 * 8) * GS + first + slot;
+                write[n][i] = pack_bf16(exp2_fast(middle[slot] - l[0]), exp2_fast(middle[slot + 1] - l[1]));
+                a[i] = pack_bf16(exp2_fast(end[slot] - l[0]), exp2_fast(end[slot + 1] - l[1]));
+            }
+            add_times(dkeys, a, u_tile, KS, first + 16 * n);
+            add_times(dvalues, a, r_tile, VS, first + 16 * n);
+        }
+#pragma unroll
+        for (int n = 0; n < MH / 8; n += 2) {
+#pragma unroll
+            for (int m = 0; m < Kp / 16; m++) {
+                u32 b[4];
+                load_b(b, u_tile, KS, first + 8 * n, 16 * m);
+                mma_bf16(d[n], x[m], b[0], b[1]);
+                mma_bf16(d[n + 1], x[m], b[2], b[3]);
+            }
+#pragma unroll
+            for (int m = 0; m < Vp / 16; m++) {
+                u32 b[4];
+                load_b(b, r_tile, VS, first + 8 * n, 16 * m);
+                mma_bf16(d[n], y[m], b[0], b[1]);
+                mma_bf16(d[n + 1], y[m], b[2], b[3]);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < MH / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int slot = 8 * n + pair() + i % 2;
+                d[n][i] *= exp2_fast(end[slot] - middle[slot]);
+            }
+        adjoint.fade(g);
+        for (int head = h * each; head < (h + 1) * each; head++) {
+            auto index = [&](int r) { return q.row(e0 + r) * query_heads + head; };
+            __syncthreads();
+            load_tile<Kp>(query, K, [&](int r) { return e0 + r < s.end ? queries + index(r) * K : (const bf16*)nullptr; });
+            load_tile<Vp>(dout, V, [&](int r) { return e0 + r < s.end ? gradient + index(r) * V : (const bf16*)nullptr; });
+            load_tile<Mp>(p_tile, Mp, [&](int r) { return e0 + r < s.end ? weights + index(r) * Mp : (const bf16*)nullptr; });
+            load_tile<Mp>(dl_tile, Mp, [&](int r) { return e0 + r < s.end ? dlogits + index(r) * Mp : (const bf16*)nullptr; });
+            tiles_loaded();
+            for (int t0 = j0; t0 < CHUNK; t0 += 16) {
+                float scores[2][4], values_scores[2][4], key_mix[2][4], value_mix[2][4];
+                times_rows(scores, x, query, KS, t0);
+                times_rows(values_scores, y, dout, VS, t0);
+                zero(key_mix), zero(value_mix);
+#pragma unroll
+                for (int n = 0; n < 2; n++) {
+                    int t = t0 + 8 * n + group();
+#pragma unroll
+                    for (int m = 0; m < MH / 16; m++) {
+                        int slot = 16 * m + pair();
+                        u32 bk[2], bv[2];
+#pragma unroll
+                        for (int i = 0; i < 2; i++) {
+                            float f = exp2_fast(g.G[t * GS + first + slot + 8 * i] - middle[slot + 8 * i]), f1 = exp2_fast(g.G[t * GS + first + slot + 8 * i + 1] - middle[slot + 8 * i + 1]);
+                            u32 dl = *(const u32*)(dl_tile + t * PS + first + slot + 8 * i), p = *(const u32*)(p_tile + t * PS + first + slot + 8 * i);
+                            bk[i] = pack_bf16(unpack_low(dl) * f, unpack_high(dl) * f1);
+                            bv[i] = pack_bf16(unpack_low(p) * f, unpack_high(p) * f1);
+                        }
+                        mma_bf16(key_mix[n], write[m], bk[0], bk[1]);
+                        mma_bf16(value_mix[n], write[m], bv[0], bv[1]);
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < 2; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        bool past = t0 + 8 * n + pair() + i % 2 < row + i / 2 * 8;
+                        scores[n][i] = past ? 0 : scores[n][i] * scale;
+                        values_scores[n][i] = past ? 0 : values_scores[n][i];
+                        key_mix[n][i] = past ? 0 : key_mix[n][i] * scale;
+                        value_mix[n][i] = past ? 0 : value_mix[n][i];
+                    }
+                u32 a[4], b[4];
+                as_a(a, key_mix);
+                add_times(dkeys, a, query, KS, t0);
+                as_a(a, value_mix);
+                add_times(dvalues, a, dout, VS, t0);
+                as_a(a, scores);
+                as_a(b, values_scores);
+                auto add_products = [&](float (&d)[MH / 8][4]) {
+#pragma unroll
+                    for (int n = 0; n < MH / 8; n++) {
+                        int slot = first + 8 * n + group();
+                        float m = middle[8 * n + group()], f[4];
+#pragma unroll
+                        for (int i = 0; i < 4; i++) f[i] = exp2_fast(g.G[(t0 + pair() + i % 2 + i / 2 * 8) * GS + slot] - m);
+                        const bf16 *dl = dl_tile + (t0 + pair()) * PS + slot, *p = p_tile + (t0 + pair()) * PS + slot;
+                        mma_bf16(d[n], a, pack_bf16(to_float(dl[0]) * f[0], to_float(dl[PS]) * f[1]), pack_bf16(to_float(dl[8 * PS]) * f[2], to_float(dl[9 * PS]) * f[3]));
+                        mma_bf16(d[n], b, pack_bf16(to_float(p[0]) * f[0], to_float(p[PS]) * f[1]), pack_bf16(to_float(p[8 * PS]) * f[2], to_float(p[9 * PS]) * f[3]));
+                    }
+                };
+                if (t0 > j0) {
+                    add_products(d);
+                    continue;
+                }
+                add_products(d_inside);
+                u32 a_turned[4] = {transpose_8x8(a[0]), transpose_8x8(a[2]), transpose_8x8(a[1]), transpose_8x8(a[3])};
+                u32 b_turned[4] = {transpose_8x8(b[0]), transpose_8x8(b[2]), transpose_8x8(b[1]), transpose_8x8(b[3])};
+#pragma unroll
+                for (int n = 0; n < MH / 8; n++) { // the same products summed over the block's tokens
+                    float m = middle[8 * n + group()], l_sum[4] = {}, read_sum[4] = {};
+                    const float* l = g.L + (j0 + pair()) * GS + first + 8 * n + group();
+                    u32 b0 = pack_bf16(exp2_fast(m - l[0]), exp2_fast(m - l[GS])), b1 = pack_bf16(exp2_fast(m - l[8 * GS]), exp2_fast(m - l[9 * GS]));
+                    mma_bf16(l_sum, a_turned, b0, b1);
+                    mma_bf16(read_sum, b_turned, b0, b1);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        int r = row + i / 2 * 8, slot = 8 * n + pair() + i % 2;
+                        float f = exp2_fast(g.G[r * GS + first + slot] - middle[slot]);
+                        crossing[r * GS + first + slot] += rounded(to_float(dl_tile[r * PS + first + slot]) * f) * l_sum[i] + rounded(to_float(p_tile[r * PS + first + slot]) * f) * read_sum[i];
+                    }
+                }
+            }
+            adjoint.add(query, dout, [&](int r, int slot, bool key) {
+                float f = exp2_fast(g.G[r * GS + slot]);
+                return key ? f * scale * to_float(dl_tile[r * PS + slot]) : f * to_float(p_tile[r * PS + slot]);
+            });
+        }
+        __syncthreads();
+        if (half == 1) store_rows(key_sums, dkeys, j0), store_rows(value_sums, dvalues, j0);
+#pragma unroll
+        for (int n = 0; n < MH / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int slot = 8 * n + pair() + i % 2, at = (row + i / 2 * 8) * GS + first + slot;
+                float f = exp2_fast(middle[slot] - g.G[at]);
+                later[at] = d[n][i] * f, inside[at] = d_inside[n][i] * f;
+                crossing[at] -= rounded(exp2_fast(middle[slot] - g.L[at])) * d_inside[n][i];
+            }
+        __syncthreads();
+        if (half == 0) add_rows(key_sums, dkeys, j0), add_rows(value_sums, dvalues, j0);
+        // up: what a block's queries have from before it, part: what its tokens give to queries behind it.
+        auto strength = [&](int at) { return exp2_fast(g.G[at] - g.L[at]); };
+        auto from_earlier = [&](int r, int i) { return e0 + r < s.end ? to_float(earlier[(q.row(e0 + r) * heads + h) * Mp + i]) : 0; };
+        for (int item = threadIdx.x; item < 4 * Mp; item += THREADS) {
+            int i = item % Mp, start = item / Mp * 16;
+            float gives = 0, has = 0;
+            for (int r = start; r < start + 16; r++) gives += strength(r * GS + i) * later[r * GS + i], has += from_earlier(r, i);
+            g.part[item] = gives, up[item] = has;
+        }
+        __syncthreads();
+        for (int item = threadIdx.x; item < 4 * Mp; item += THREADS) {
+            int i = item % Mp, block = item / Mp;
+            auto fades = [&](int b) { return g.G[(16 * b + 15) * GS + i] - (b ? g.G[(16 * b - 1) * GS + i] : 0) < -8; };
+            float over = through[i]; // at the end of the block, then what passes over it
+            for (int b = 3; b > block; b--) over = (fades(b) ? 0 : over - g.part[b * Mp + i]) + up[b * Mp + i];
+            over = fades(block) ? 0 : over - g.part[item];
+            float below = g.part[item], above = 0; // of tokens before j to later queries, of queries from j on from before; and inside the block
+            for (int r = block * 16 + 15; r >= block * 16; r--) {
+                int at = r * GS + i, e = e0 + r, j = e - window;
+                below -= strength(at) * later[at];
+                above += from_earlier(r, i) + crossing[at];
+                if (i >= M || j < 0 || e >= s.end) continue;
+                float a = exp2_fast(g.G[at] - (r ? g.G[at - GS] : 0)), dg = over + below + above - a * (later[at] + inside[at]);
+                if (j < q.held) {
+                    q.ring_dgates[((i64)h * q.held + j) * M + i] = dg;
+                } else {
+                    i64 to = (q.row(j) * heads + h) * M + i;
+                    dz[to] = round_to<bf16>(dg * normalizer / (1 + exp2_fast(to_float(z[to]) * LOG2E)));
+                }
+            }
+            if (block == 0) up[i] += over; // Y at the chunk's start
+        }
+        for (int i = threadIdx.x; i < CHUNK * (K + V); i += THREADS) {
+            int r = i / (K + V), column = i % (K + V), e = e0 + r, j = e - window;
+            if (j < 0 || e >= s.end) continue;
+            bool key = column < K;
+            if (!key) column -= K;
+            float x = key ? key_sums[r * (Kp + 8) + column] : value_sums[r * (Vp + 8) + column];
+            int width = key ? K : V;
+            bf16* to = j < q.held ? (key ? q.ring_dkeys : q.ring_dvalues) + ((i64)h * q.held + j) * width : (key ? dk : dv) + (q.row(j) * heads + h) * width;
+            to[column] = round_to<bf16>(x);
+        }
+        __syncthreads();
+        if (threadIdx.x < Mp) through[threadIdx.x] = up[threadIdx.x];
+    }
+}
+#endif
+
+#if PASS == WINDOW
+// dk and dv of 64 tokens from the queries that see them in their window, added to what the slots gave. items: sequence and block.
+extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_window(
+    const Sequence* sequences, const int* items, const bf16* queries, const bf16* k, const bf16* v, const float* cosines, const float* sines,
+    const bf16* gradient, const float* exact, const float* inner, bf16* dk, bf16* dv, int query_heads, int heads, int window, float scale, int has_slots) {
+    Carve c;
+    bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS);
+    char* region = c.take<char>(larger(CHUNK * (KS + VS) * 2, CHUNK * (Kp + Vp + 16) * 4));
+    bf16 *query = (bf16*)region, *dout = query + CHUNK * KS;
+    float *key_sums = (float*)region, *value_sums = key_sums + CHUNK * (Kp + 8);
+    float *logs = c.take<float>(CHUNK), *inners = c.take<float>(CHUNK);
+    const int warp = threadIdx.x / 32, u0 = warp % 4 * 16, half = warp / 4, row = u0 + group();
+    const Sequence& q = sequences[items[2 * blockIdx.x]];
+    const int h = blockIdx.y, each = query_heads / heads, K = q.K(), V = q.V(), begin = items[2 * blockIdx.x + 1] * CHUNK, all = q.all();
+    const int origin = window < all ? begin : 0;
+    const float scale2 = scale * LOG2E;
+    auto token_row = [&](const bf16* x, const bf16* ring, int width) {
+        return [=, &q](int r) { return begin + r < all ? q.token(x, ring, begin + r, h, heads, width) : (const bf16*)nullptr; };
+    };
+    load_rotated(keys, K, cosines, sines, begin - origin, token_row(k, q.keys, K));
+    load_tile<Vp>(values, V, token_row(v, q.values, V));
+    tiles_loaded();
+    u32 x[Kp / 16][4], y[Vp / 16][4];
+    load_rows(x, keys, KS, u0);
+    load_rows(y, values, VS, u0);
+    float dkeys[Kp / 8][4], dvalues[Vp / 8][4];
+    zero(dkeys), zero(dvalues);
+    const int last = window < all - begin - CHUNK ? begin + CHUNK - 1 + window : all; // queries end here
+    for (int head = h * each; head < (h + 1) * each; head++) {
+        for (int e0 = begin; e0 < last; e0 += CHUNK) {
+            if (e0 + CHUNK <= q.held) continue;
+            auto exists = [&](int r) { return e0 + r >= q.held && e0 + r < all; };
+            auto index = [&](int r) { return q.row(e0 + r) * query_heads + head; };
+            __syncthreads();
+            load_rotated(query, K, cosines, sines, e0 - origin, [&](int r) { return exists(r) ? queries + index(r) * K : (const bf16*)nullptr; });
+            load_tile<Vp>(dout, V, [&](int r) { return exists(r) ? gradient + index(r) * V : (const bf16*)nullptr; });
+            if (threadIdx.x < CHUNK) {
+                logs[threadIdx.x] = exists(threadIdx.x) ? exact[index(threadIdx.x)] : 1e30f;
+                inners[threadIdx.x] = exists(threadIdx.x) ? inner[index(threadIdx.x)] : 0;
+            }
+            tiles_loaded();
+            for (int t0 = half * 16; t0 < CHUNK; t0 += 32) {
+                if (e0 + t0 + 15 < begin + u0 || e0 + t0 - window >= begin + u0 + 15) continue;
+                float p[2][4], dp[2][4];
+                times_rows(p, x, query, KS, t0);
+                times_rows(dp, y, dout, VS, t0);
+#pragma unroll
+                for (int n = 0; n < 2; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        int t = t0 + 8 * n + pair() + i % 2, e = e0 + t, u = begin + row + i / 2 * 8;
+                        p[n][i] = u <= e && u > e - window ? exp2_fast(p[n][i] * scale2 - logs[t]) : 0;
+                        dp[n][i] = p[n][i] * (dp[n][i] - inners[t]) * scale;
+                    }
+                u32 a[4];
+                as_a(a, p);
+                add_times(dvalues, a, dout, VS, t0);
+                as_a(a, dp);
+                add_times(dkeys, a, query, KS, t0);
+            }
+        }
+    }
+    __syncthreads();
+    if (half == 1) store_rows(key_sums, dkeys, u0), store_rows(value_sums, dvalues, u0);
+    __syncthreads();
+    if (half == 0) add_rows(key_sums, dkeys, u0), add_rows(value_sums, dvalues, u0);
+    __syncthreads();
+    if (cosines) turn_back(key_sums, K, cosines, sines, begin - origin, min(CHUNK, all - begin));
+    __syncthreads();
+    for (int i = threadIdx.x; i < CHUNK * (K + V); i += THREADS) {
+        int r = i / (K + V), column = i % (K + V), j = begin + r;
+        if (j >= all) continue;
+        bool key = column < K;
+        if (!key) column -= K;
+        float x = key ? key_sums[r * (Kp + 8) + column] : value_sums[r * (Vp + 8) + column];
+        int width = key ? K : V;
+        bf16* to = j < q.held ? (key ? q.ring_dkeys : q.ring_dvalues) + ((i64)h * q.held + j) * width : (key ? dk : dv) + (q.row(j) * heads + h) * width;
+        bool entered = has_slots && window < all && j < all - window;
+        to[column] = round_to<bf16>(entered ? x + to_float(to[column]) : x);
     }
 }
 #endif
