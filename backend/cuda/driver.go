@@ -92,9 +92,9 @@ var loadDriver = sync.OnceValues(func() (*driver, error) {
 	if supported != "" {
 		return nil, fmt.Errorf("%s", supported)
 	}
-	l, err := open("libcuda.so.1")
+	l, err := openDriver()
 	if err != nil {
-		return nil, fmt.Errorf("no NVIDIA driver here: %w", err)
+		return nil, err
 	}
 	d := &driver{lib: l}
 	if err := l.functions(driverNames[:], d.f[:]); err != nil {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Where the three libraries come from. The driver's is found by the loader. The other two come from, in this order:
+// Where the three libraries come from. The driver's is found by the loader (openDriver). The other two come from, in this order:
 // NHA_CUDA_PATH (folders, separated as in PATH), the loader's own path, CUDA_HOME or CUDA_PATH, /usr/local/cuda, and the
 // nvidia packages of a Python environment (VIRTUAL_ENV, then the python3 on PATH). A folder is searched itself, then its
 // lib64, lib and nvidia/*/lib.
@@ -38,13 +38,7 @@ func (l *library) functions(names []string, into []uintptr) error {
 	return nil
 }
 
-// folders are the places to search besides the loader's path; the Python interpreter is asked once, and only when the rest
-// of the list had no match.
-func folders() []string {
-	list := filepath.SplitList(os.Getenv("NHA_CUDA_PATH"))
-	return append(list, toolkitFolders()...)
-}
-
+// toolkitFolders are where toolkits and Python environments usually are.
 func toolkitFolders() []string {
 	var list []string
 	for _, v := range []string{"CUDA_HOME", "CUDA_PATH"} {
@@ -59,6 +53,7 @@ func toolkitFolders() []string {
 	return list
 }
 
+// pythonPath is where the python3 on PATH looks for packages; it is asked once, and only when nothing else had a match.
 var pythonPath = sync.OnceValue(func() []string {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -124,6 +119,16 @@ func open(names ...string) (*library, error) {
 		return nil, fmt.Errorf("%s does not open: %v", names[0], broken)
 	}
 	return nil, fmt.Errorf("%s is not on the loader's path, in NHA_CUDA_PATH, CUDA_HOME, /usr/local/cuda or a Python environment", names[0])
+}
+
+// openDriver finds libcuda, which comes with the driver: on the loader's path, or where WSL and containers put it.
+func openDriver() (*library, error) {
+	for _, path := range []string{"libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1", "/usr/local/nvidia/lib64/libcuda.so.1"} {
+		if h, err := openLibrary(path); err == nil {
+			return &library{path, h}, nil
+		}
+	}
+	return nil, errors.New("no NVIDIA driver here: libcuda.so.1 is not on the loader's path")
 }
 
 // preloadBuiltins opens the library that NVRTC opens by name when it compiles: outside the loader's path it would not find it.
