@@ -8,7 +8,8 @@ import (
 	"nha/tensor"
 )
 
-// The operator (SPEC 1) in float32. A task is one kv head of one sequence, which walks its tokens in chunks:
+// The operator (SPEC 1) in float32. A task is one kv head of one sequence, or a part of it (nha_parts.go), which walks its tokens
+// in chunks:
 //
 //	slots    by recurrence, in registers (kernel.SlotRead, SlotWrite, SlotBackward), never as the chunk's matrix form
 //	window   as flash attention does it: tiles of 64 keys, a running maximum and sum for each row, only the band computed
@@ -37,6 +38,11 @@ type nha struct {
 	call    *attention.Call
 	grads   *attention.Gradients // nil: forward
 	offsets []int                // first token of every sequence
+
+	phase                   nhaPhase
+	parts                   []nhaPart // none: tasks are whole heads
+	decays                  []float64 // what the parts share out
+	states, adjoints, aside []float32
 }
 
 func newNHA(pool *kernel.Pool) *nha {
@@ -79,20 +85,34 @@ func (n *nha) run(c *attention.Call, g *attention.Gradients) {
 		n.offsets = append(n.offsets, at)
 		at += tokens
 	}
-	n.pool.Run(len(c.Lengths)*c.KVHeads, n)
+	n.cut(c)
+	if len(n.parts) > 0 {
+		n.runParts()
+	} else {
+		n.phase = nhaHeads
+		n.pool.Run(len(c.Lengths)*c.KVHeads, n)
+	}
 	n.call, n.grads = nil, nil
 	for i := range n.workers {
 		n.workers[i].nhaHead = nhaHead{} // the operands are not ours to keep alive
 	}
 }
 
-// Do is one kv head of one sequence.
+// Do is one kv head of one sequence, or a phase of a part of it.
 func (n *nha) Do(worker, index int) {
 	w, c := &n.workers[worker], n.call
+	if n.phase != nhaHeads {
+		n.doPart(w, index)
+		return
+	}
 	i := index / c.KVHeads
 	w.begin(c, n.grads, i, index%c.KVHeads, n.offsets[i])
+	w.compute()
+}
+
+func (w *nhaWorker) compute() {
 	switch {
-	case n.grads != nil:
+	case w.grads != nil:
 		w.backward()
 	case w.tokens == 1:
 		w.step()
@@ -120,6 +140,11 @@ type nhaHead struct {
 	tokens  int
 	held    int // tokens that the initial ring brings
 
+	part     *nhaPart // nil: the whole head
+	from, to int      // its tokens e
+	owned    int      // from here on gradients go where they belong, else aside
+	decay    []float64
+
 	ring, dRing                    ring // the initial state's, and its gradient's
 	queries, k, v, z               column
 	outputs, lse, share            column
@@ -142,6 +167,7 @@ type nhaWorker struct {
 	s, logA              kernel.Matrix // their gates
 	weights              kernel.Matrix // slot logits, then probabilities
 	gateScratch          []float32
+	logSum               []float32 // of a chunk's log a
 
 	tiles                 []nhaKeys     // tile i lies in tiles[i%tileCount]
 	tileCount, groupTiles int           // tiles kept; tiles whose scores are held at once
@@ -181,6 +207,7 @@ func (w *nhaWorker) begin(c *attention.Call, g *attention.Gradients, index, head
 	if w.initial != nil {
 		w.held = w.initial.Count
 	}
+	w.from, w.to = w.held, w.all()
 	w.ring = w.ringOf(w.initial)
 	w.group = c.Group()
 	keys, values := w.group*c.KeyDim, w.group*c.ValueDim
@@ -191,7 +218,7 @@ func (w *nhaWorker) begin(c *attention.Call, g *attention.Gradients, index, head
 		w.dK, w.dV, w.dZ = w.columnOf(g.DK, c.KeyDim), w.columnOf(g.DV, c.ValueDim), w.columnOf(g.DZ, c.Slots)
 		w.dRing = w.ringOf(stateOf(g.DInitial, index))
 	}
-	w.chunk = min(nhaTokens, max(8, nhaRows/w.group), max(1, w.tokens))
+	w.chunk = chunkOf(w.group, w.tokens)
 	w.keyWidth, w.valueWidth = roundUp(c.KeyDim, kernel.TileColumns), roundUp(c.ValueDim, kernel.TileColumns)
 	w.slotWidth = roundUp(c.Slots, kernel.SlotUnit)
 	w.bufferCount = 0

@@ -14,15 +14,18 @@ func TestNHADoesNotAllocate(t *testing.T) {
 	defer pool.Close()
 	n := newNHA(pool)
 	c, g := randomCall(2, 150, 4, 2, 24, 20)
+	cut, cutG := randomCall(1, 700, 2, 1, 24, 20)
 	step, _ := randomCall(3, 1, 4, 2, 24, 20)
 	for range step.Lengths {
 		s := attention.NewState(step.Config, tensor.F32)
 		step.Initial, step.Final = append(step.Initial, s), append(step.Final, s)
 	}
 	for name, f := range map[string]func(){
-		"forward":  func() { n.Forward(c) },
-		"backward": func() { n.Backward(c, g) },
-		"step":     func() { n.Forward(step) },
+		"forward":           func() { n.Forward(c) },
+		"backward":          func() { n.Backward(c, g) },
+		"forward in parts":  func() { n.Forward(cut) },
+		"backward in parts": func() { n.Backward(cut, cutG) },
+		"step":              func() { n.Forward(step) },
 	} {
 		for range 8 {
 			f() // both workers must have met the work

@@ -18,19 +18,20 @@ func (w *nhaWorker) backward() {
 	w.startWindow()
 	w.dScores = w.matrix(rows, w.groupTiles*nhaTile)
 	w.startAdjoints()
-	w.loadSlots()
+	w.startStates()
 
-	chunks := (w.tokens + w.chunk - 1) / w.chunk
+	start := w.chunkAt(w.from)
+	chunks := w.chunkAt(w.to) - start
 	stretches := max(1, (chunks+nhaStretch-1)/nhaStretch)
 	size := len(w.keyState.Data) + len(w.valueState.Data)
 	w.states, w.marks = w.floats(min(chunks, nhaStretch)*size), w.floats(stretches*size)
 	w.mark(w.marks, 0)
 	for stretch := range stretches - 1 {
-		w.sweep(stretch*nhaStretch, (stretch+1)*nhaStretch, nil)
+		w.sweep(start+stretch*nhaStretch, start+(stretch+1)*nhaStretch, nil)
 		w.mark(w.marks, stretch+1)
 	}
 	for stretch := stretches - 1; stretch >= 0; stretch-- {
-		from, to := stretch*nhaStretch, min(chunks, (stretch+1)*nhaStretch)
+		from, to := start+stretch*nhaStretch, start+min(chunks, (stretch+1)*nhaStretch)
 		w.recall(w.marks, stretch)
 		w.sweep(from, to, w.states)
 		for i := to - 1; i >= from; i-- {
@@ -40,7 +41,7 @@ func (w *nhaWorker) backward() {
 		}
 	}
 	w.dropTiles()
-	if d := stateOf(w.grads.DInitial, w.index); d != nil && w.Slots > 0 {
+	if d := stateOf(w.grads.DInitial, w.index); d != nil && w.Slots > 0 && w.owned == 0 {
 		w.storeSlots(d, w.keyAdjoint, w.valueAdjoint)
 	}
 }
@@ -62,29 +63,44 @@ func (w *nhaWorker) sweep(from, to int, states []float32) {
 		w.loadEntering()
 		shape := w.keyShape()
 		shape.Group = 0
-		kernel.SlotRead(shape, w.keyState, w.x, w.s, w.q, w.weights)
+		kernel.SlotRead(shape, w.keyState, w.x, w.s, w.x, w.weights)
 		shape.Columns = w.valueWidth
-		kernel.SlotRead(shape, w.valueState, w.y, w.s, w.q, w.weights)
+		kernel.SlotRead(shape, w.valueState, w.y, w.s, w.y, w.weights)
 	}
 }
 
 // mark and recall copy the slots to and from place i.
-func (w *nhaWorker) mark(to []float32, i int) {
-	keys, values := w.keyState.Data, w.valueState.Data
-	to = to[i*(len(keys)+len(values)):]
-	copy(to, keys)
-	copy(to[len(keys):], values)
+func (w *nhaWorker) mark(to []float32, i int) { markStates(to, i, w.keyState, w.valueState) }
+
+func (w *nhaWorker) recall(from []float32, i int) { recallStates(from, i, w.keyState, w.valueState) }
+
+func markStates(to []float32, i int, keys, values kernel.Matrix) {
+	to = to[i*(len(keys.Data)+len(values.Data)):]
+	copy(to, keys.Data)
+	copy(to[len(keys.Data):], values.Data)
 }
 
-func (w *nhaWorker) recall(from []float32, i int) {
-	keys, values := w.keyState.Data, w.valueState.Data
-	from = from[i*(len(keys)+len(values)):]
-	copy(keys, from)
-	copy(values, from[len(keys):])
+func recallStates(from []float32, i int, keys, values kernel.Matrix) {
+	from = from[i*(len(keys.Data)+len(values.Data)):]
+	copy(keys.Data, from)
+	copy(values.Data, from[len(keys.Data):])
 }
 
-// startAdjoints begins with the gradients of the final state. Tokens that stay in its ring get theirs from it; those
-// never entered slots.
+// loadAdjoints loads the gradients of the final state's slots.
+func (w *nhaWorker) loadAdjoints() {
+	final := stateOf(w.grads.DFinal, w.index)
+	for i := range w.slotWidth {
+		var key, value []float32
+		if final != nil && i < w.Slots {
+			key, value = slotRow(final.SlotKeys, w.head, i), slotRow(final.SlotValues, w.head, i)
+		}
+		load(w.keyAdjoint, i, key, w.keyWidth)
+		load(w.valueAdjoint, i, value, w.valueWidth)
+	}
+}
+
+// startAdjoints begins with the gradients of the slots behind the walk's tokens. Tokens that stay in the final state's ring get
+// theirs from it; those never entered slots. Tokens that enter behind the walk get theirs elsewhere.
 func (w *nhaWorker) startAdjoints() {
 	w.keyAdjoint, w.valueAdjoint = w.matrix(w.slotWidth, w.keyWidth), w.matrix(w.slotWidth, w.valueWidth)
 	w.dx, w.dy = w.matrix(w.chunk, w.keyWidth), w.matrix(w.chunk, w.valueWidth)
@@ -95,26 +111,29 @@ func (w *nhaWorker) startAdjoints() {
 	w.walk = w.floats(max(len(w.keyState.Data), len(w.valueState.Data)))
 	clear(w.dWeights.Data)
 
+	if w.part == nil || w.part.last() || w.Slots == 0 {
+		w.loadAdjoints()
+	} else {
+		recallStates(w.part.adjoints, 1, w.keyAdjoint, w.valueAdjoint)
+	}
+	if w.part != nil {
+		clear(w.part.aside)
+	}
 	final := stateOf(w.grads.DFinal, w.index)
-	for i := range w.slotWidth {
-		var key, value []float32
-		if final != nil && i < w.Slots {
-			key, value = slotRow(final.SlotKeys, w.head, i), slotRow(final.SlotValues, w.head, i)
-		}
-		load(w.keyAdjoint, i, key, w.keyWidth)
-		load(w.valueAdjoint, i, value, w.valueWidth)
-	}
 	ring, from := w.ringOf(final), w.all()-min(w.Window, w.all())
-	first := from
+	first := max(w.owned, w.to-min(w.Window, w.to))
 	if w.Slots == 0 {
-		first = 0 // there is nothing to enter
+		first = w.owned // there is nothing to enter
 	}
-	for e := first; e < w.all(); e++ {
+	for e := first; e < w.to; e++ {
 		dKey, dValue, dGate := w.gradients(e)
 		clear(dKey)
 		clear(dValue)
+		if e < from {
+			continue
+		}
 		clear(dGate)
-		if final == nil || e < from {
+		if final == nil {
 			continue
 		}
 		copy(dKey, ring.key(e-from))
@@ -130,30 +149,31 @@ func (w *nhaWorker) startAdjoints() {
 }
 
 // gradients are where token e's go: those of new tokens into the call's, dGate being dz; those of the ring's into the initial
-// state's, dGate being that of log a, or nowhere.
+// state's, dGate being that of log a, or nowhere. A gate's comes once, but a part sets keys and values of earlier ones aside.
 func (w *nhaWorker) gradients(e int) (dKey, dValue, dGate []float32) {
-	if e >= w.held {
+	switch {
+	case e >= w.held:
+		dKey, dValue = w.dK.row(e-w.held), w.dV.row(e-w.held)
 		if w.Slots > 0 {
 			dGate = w.dZ.row(e - w.held)
 		}
-		return w.dK.row(e - w.held), w.dV.row(e - w.held), dGate
-	}
-	if w.dRing.rows == 0 {
+	case w.dRing.rows == 0:
 		return nil, nil, nil
+	default:
+		dKey, dValue = w.dRing.key(e), w.dRing.value(e)
+		if w.Slots > 0 {
+			dGate = w.dRing.gate(e)
+		}
 	}
-	if w.Slots > 0 {
-		dGate = w.dRing.gate(e)
+	if e < w.owned {
+		dKey, dValue = w.rowsAside(w.part, e)
 	}
-	return w.dRing.key(e), w.dRing.value(e), dGate
+	return dKey, dValue, dGate
 }
 
 func (w *nhaWorker) backwardChunk() {
 	rows := w.count * w.group
-	for r := range rows {
-		row := w.reader(w.dOutputs, r)
-		w.inner[r] = kernel.Dot(row, w.reader(w.outputs, r))
-		load(w.dO, r, row, w.valueWidth)
-	}
+	w.loadOutputs()
 	clear(w.dq.Data[:rows*w.dq.Stride])
 	if !w.idle() {
 		w.backwardSlots()
@@ -171,10 +191,17 @@ func (w *nhaWorker) backwardChunk() {
 	}
 }
 
-// backwardSlots is the slots' part. The states are those of the chunk's start.
-func (w *nhaWorker) backwardSlots() {
-	w.readHalves(w.keyShape(), w.keyState, w.keyMiddle, w.x, w.q, w.weights)
-	w.readHalves(w.valueShape(), w.valueState, w.valueMiddle, w.y, w.dO, w.reads)
+// loadOutputs loads the gradients of the chunk's outputs and their products with the outputs.
+func (w *nhaWorker) loadOutputs() {
+	for r := range w.count * w.group {
+		row := w.reader(w.dOutputs, r)
+		w.inner[r] = kernel.Dot(row, w.reader(w.outputs, r))
+		load(w.dO, r, row, w.valueWidth)
+	}
+}
+
+// slotGradients turns logits and reads into probabilities and the logits' gradients.
+func (w *nhaWorker) slotGradients() {
 	for r := range w.count * w.group {
 		p, d := w.weights.Row(r)[:w.Slots], w.dWeights.Row(r)[:w.Slots]
 		if !w.live(w.first + r/w.group) {
@@ -185,6 +212,13 @@ func (w *nhaWorker) backwardSlots() {
 		kernel.ExpSum(p, p, w.reader(w.lse, r)[0])
 		kernel.SoftmaxBackward(d, p, w.reads.Row(r)[:w.Slots], w.inner[r])
 	}
+}
+
+// backwardSlots is the slots' part. The states are those of the chunk's start.
+func (w *nhaWorker) backwardSlots() {
+	w.readHalves(w.keyShape(), w.keyState, w.keyMiddle, w.x, w.q, w.weights)
+	w.readHalves(w.valueShape(), w.valueState, w.valueMiddle, w.y, w.dO, w.reads)
+	w.slotGradients()
 	clear(w.dA.Data)
 	clear(w.dx.Data)
 	clear(w.dy.Data)
@@ -324,8 +358,11 @@ func (w *nhaWorker) backwardKeys(lo, hi, from int) {
 // flush empties a place for a tile. In backward its gradients go where they belong.
 func (w *nhaWorker) flush(k *nhaKeys) {
 	if k.index >= 0 && w.grads != nil {
-		from := k.index * nhaTile
-		for i := range min(nhaTile, w.all()-from) {
+		from, seen := k.index*nhaTile, 0
+		if w.part != nil {
+			seen = w.part.seen
+		}
+		for i := max(0, seen-from); i < min(nhaTile, w.to-from); i++ {
 			dKey, dValue, _ := w.gradients(from + i)
 			if dKey == nil {
 				continue

@@ -8,7 +8,7 @@ import (
 
 var negativeInfinity = float32(math.Inf(-1))
 
-// forward walks the head's tokens upwards.
+// forward walks the tokens upwards.
 func (w *nhaWorker) forward() {
 	rows := w.chunk * w.group
 	w.q, w.rq = w.matrix(rows, w.keyWidth), w.matrix(rows, w.keyWidth)
@@ -16,12 +16,23 @@ func (w *nhaWorker) forward() {
 	w.top, w.sum = w.floats(rows), w.floats(rows)
 	w.startSlots()
 	w.startWindow()
-	w.loadSlots()
-	for e := w.held; e < w.all(); e += w.chunk {
+	w.startStates()
+	for e := w.from; e < w.to; e += w.chunk {
 		w.startChunk(e)
 		w.forwardChunk()
 	}
-	w.storeFinal()
+	if w.part == nil {
+		w.storeFinal()
+	}
+}
+
+// startStates loads the slots that the walk begins with.
+func (w *nhaWorker) startStates() {
+	if w.part == nil || w.part.number == 0 {
+		w.loadSlots()
+		return
+	}
+	w.recall(w.part.states, 0)
 }
 
 // startSlots takes the scratch that forward and backward share.
