@@ -1879,40 +1879,180 @@ TEXT ·vectorGateForwardAVX2(SB), NOSPLIT, $0-76
 	VBROADCASTSS inverseTau+72(FP), Y0
 	XORQ         SI, SI
 
-single:
-	LEAQ         8(SI), DI
+unrolled:
+	LEAQ         16(SI), DI
 	CMPQ         DI, BX
-	JGT          tail
+	JGT          single
 	VMOVUPS      (AX)(SI*4), Y1
-	VORPS        vectorConstants<>+1920(SB), Y1, Y2
-	VCMPPS       $0x15, vectorConstants<>+0(SB), Y2, Y3
-	VANDPS       Y2, Y3, Y2
-	VMOVUPS      vectorConstants<>+64(SB), Y4
-	VMINPS       Y2, Y4, Y2
+	VMOVUPS      32(AX)(SI*4), Y2
+	VORPS        vectorConstants<>+1920(SB), Y1, Y3
+	VORPS        vectorConstants<>+1920(SB), Y2, Y4
+	VMOVUPS      vectorConstants<>+2112(SB), Y5
+	VMOVUPS      vectorConstants<>+2112(SB), Y6
+	VMAXPS       Y3, Y5, Y3
+	VMAXPS       Y4, Y6, Y4
+	VMULPS       vectorConstants<>+128(SB), Y3, Y5
+	VCVTPS2DQ    Y5, Y5
+	VCVTDQ2PS    Y5, Y6
+	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
+	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
+	VMULPS       vectorConstants<>+128(SB), Y4, Y6
+	VCVTPS2DQ    Y6, Y6
+	VCVTDQ2PS    Y6, Y7
+	VFNMADD231PS vectorConstants<>+192(SB), Y7, Y4
+	VFNMADD231PS vectorConstants<>+256(SB), Y7, Y4
+	VMOVUPS      vectorConstants<>+320(SB), Y7
+	VFMADD213PS  vectorConstants<>+384(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+448(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+512(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+576(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+640(SB), Y3, Y7
+	VMOVUPS      vectorConstants<>+320(SB), Y8
+	VFMADD213PS  vectorConstants<>+384(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+448(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+512(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+576(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+640(SB), Y4, Y8
+	VMULPS       Y3, Y3, Y9
+	VFMADD213PS  Y3, Y9, Y7
+	VMULPS       Y4, Y4, Y3
+	VFMADD213PS  Y4, Y3, Y8
+	VPADDD       vectorConstants<>+2176(SB), Y5, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VPADDD       vectorConstants<>+2176(SB), Y6, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VADDPS       vectorConstants<>+704(SB), Y7, Y5
+	VADDPS       vectorConstants<>+704(SB), Y8, Y6
+	VMULPS       Y3, Y5, Y3
+	VMULPS       Y4, Y6, Y4
+	VMULPS       vectorConstants<>+2240(SB), Y3, Y3
+	VCMPPS       $0x1e, vectorConstants<>+2304(SB), Y3, Y5
+	VMULPS       vectorConstants<>+2240(SB), Y4, Y4
+	VCMPPS       $0x1e, vectorConstants<>+2304(SB), Y4, Y6
+	VSUBPS       vectorConstants<>+704(SB), Y3, Y7
+	VSUBPS       vectorConstants<>+704(SB), Y4, Y8
+	VMULPS       vectorConstants<>+640(SB), Y7, Y7
+	VMULPS       vectorConstants<>+640(SB), Y8, Y8
+	VBLENDVPS    Y5, Y7, Y3, Y3
+	VBLENDVPS    Y6, Y8, Y4, Y4
+	VMOVUPS      vectorConstants<>+704(SB), Y7
+	VMOVUPS      vectorConstants<>+704(SB), Y8
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y8, Y6, Y6
+	VMOVUPS      vectorConstants<>+1088(SB), Y7
+	VFMADD213PS  vectorConstants<>+1152(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+1216(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+1280(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+1344(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+1408(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+1472(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+1536(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+1600(SB), Y3, Y7
+	VMOVUPS      vectorConstants<>+1088(SB), Y8
+	VFMADD213PS  vectorConstants<>+1152(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+1216(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+1280(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+1344(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+1408(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+1472(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+1536(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+1600(SB), Y4, Y8
+	VMULPS       Y3, Y3, Y9
+	VMULPS       Y4, Y4, Y10
+	VMULPS       Y9, Y3, Y11
+	VMULPS       Y10, Y4, Y12
+	VMULPS       Y11, Y7, Y7
+	VFMADD231PS  vectorConstants<>+256(SB), Y5, Y7
+	VFNMADD231PS vectorConstants<>+640(SB), Y9, Y7
+	VMULPS       Y12, Y8, Y8
+	VFMADD231PS  vectorConstants<>+256(SB), Y6, Y8
+	VFNMADD231PS vectorConstants<>+640(SB), Y10, Y8
+	VADDPS       Y7, Y3, Y3
+	VFMADD231PS  vectorConstants<>+192(SB), Y5, Y3
+	VADDPS       Y8, Y4, Y4
+	VFMADD231PS  vectorConstants<>+192(SB), Y6, Y4
+	VXORPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VMINPS       Y1, Y5, Y1
+	VMINPS       Y2, Y6, Y2
+	VSUBPS       Y3, Y1, Y1
+	VSUBPS       Y4, Y2, Y2
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, (CX)(SI*4)
+	VMULPS       Y0, Y2, Y2
+	VMOVUPS      Y2, 32(CX)(SI*4)
+	VMOVUPS      vectorConstants<>+1984(SB), Y3
+	VMOVUPS      vectorConstants<>+1984(SB), Y4
+	VMAXPS       Y1, Y3, Y1
+	VMAXPS       Y2, Y4, Y2
+	VMULPS       vectorConstants<>+128(SB), Y1, Y3
+	VCVTPS2DQ    Y3, Y3
+	VCVTDQ2PS    Y3, Y4
+	VFNMADD231PS vectorConstants<>+192(SB), Y4, Y1
+	VFNMADD231PS vectorConstants<>+256(SB), Y4, Y1
 	VMULPS       vectorConstants<>+128(SB), Y2, Y4
 	VCVTPS2DQ    Y4, Y4
 	VCVTDQ2PS    Y4, Y5
 	VFNMADD231PS vectorConstants<>+192(SB), Y5, Y2
 	VFNMADD231PS vectorConstants<>+256(SB), Y5, Y2
 	VMOVUPS      vectorConstants<>+320(SB), Y5
-	VFMADD213PS  vectorConstants<>+384(SB), Y2, Y5
-	VFMADD213PS  vectorConstants<>+448(SB), Y2, Y5
-	VFMADD213PS  vectorConstants<>+512(SB), Y2, Y5
-	VFMADD213PS  vectorConstants<>+576(SB), Y2, Y5
-	VFMADD213PS  vectorConstants<>+640(SB), Y2, Y5
-	VMULPS       Y2, Y2, Y6
-	VFMADD213PS  Y2, Y6, Y5
-	VPSRAD       $0x01, Y4, Y2
-	VPSUBD       Y2, Y4, Y4
-	VADDPS       vectorConstants<>+704(SB), Y5, Y5
-	VPADDD       vectorConstants<>+768(SB), Y2, Y2
+	VFMADD213PS  vectorConstants<>+384(SB), Y1, Y5
+	VFMADD213PS  vectorConstants<>+448(SB), Y1, Y5
+	VFMADD213PS  vectorConstants<>+512(SB), Y1, Y5
+	VFMADD213PS  vectorConstants<>+576(SB), Y1, Y5
+	VFMADD213PS  vectorConstants<>+640(SB), Y1, Y5
+	VMOVUPS      vectorConstants<>+320(SB), Y6
+	VFMADD213PS  vectorConstants<>+384(SB), Y2, Y6
+	VFMADD213PS  vectorConstants<>+448(SB), Y2, Y6
+	VFMADD213PS  vectorConstants<>+512(SB), Y2, Y6
+	VFMADD213PS  vectorConstants<>+576(SB), Y2, Y6
+	VFMADD213PS  vectorConstants<>+640(SB), Y2, Y6
+	VMULPS       Y1, Y1, Y7
+	VFMADD213PS  Y1, Y7, Y5
+	VMULPS       Y2, Y2, Y1
+	VFMADD213PS  Y2, Y1, Y6
+	VPADDD       vectorConstants<>+768(SB), Y3, Y1
+	VPSLLD       $0x17, Y1, Y1
+	VPADDD       vectorConstants<>+768(SB), Y4, Y2
 	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y5, Y2
-	VPADDD       vectorConstants<>+768(SB), Y4, Y4
-	VPSLLD       $0x17, Y4, Y4
-	VMULPS       Y4, Y2, Y2
-	VANDPS       Y2, Y3, Y2
-	VCMPPS       $0x1e, vectorConstants<>+2112(SB), Y2, Y3
+	VSUBPS       vectorConstants<>+704(SB), Y1, Y3
+	VFMADD231PS  Y1, Y5, Y3
+	VSUBPS       vectorConstants<>+704(SB), Y2, Y1
+	VFMADD231PS  Y2, Y6, Y1
+	VXORPS       vectorConstants<>+1920(SB), Y3, Y2
+	VMOVUPS      Y2, (DX)(SI*4)
+	VXORPS       vectorConstants<>+1920(SB), Y1, Y1
+	VMOVUPS      Y1, 32(DX)(SI*4)
+	MOVQ         DI, SI
+	JMP          unrolled
+
+single:
+	LEAQ         8(SI), DI
+	CMPQ         DI, BX
+	JGT          tail
+	VMOVUPS      (AX)(SI*4), Y1
+	VORPS        vectorConstants<>+1920(SB), Y1, Y2
+	VMOVUPS      vectorConstants<>+2112(SB), Y3
+	VMAXPS       Y2, Y3, Y2
+	VMULPS       vectorConstants<>+128(SB), Y2, Y3
+	VCVTPS2DQ    Y3, Y3
+	VCVTDQ2PS    Y3, Y4
+	VFNMADD231PS vectorConstants<>+192(SB), Y4, Y2
+	VFNMADD231PS vectorConstants<>+256(SB), Y4, Y2
+	VMOVUPS      vectorConstants<>+320(SB), Y4
+	VFMADD213PS  vectorConstants<>+384(SB), Y2, Y4
+	VFMADD213PS  vectorConstants<>+448(SB), Y2, Y4
+	VFMADD213PS  vectorConstants<>+512(SB), Y2, Y4
+	VFMADD213PS  vectorConstants<>+576(SB), Y2, Y4
+	VFMADD213PS  vectorConstants<>+640(SB), Y2, Y4
+	VMULPS       Y2, Y2, Y5
+	VFMADD213PS  Y2, Y5, Y4
+	VPADDD       vectorConstants<>+2176(SB), Y3, Y2
+	VPSLLD       $0x17, Y2, Y2
+	VADDPS       vectorConstants<>+704(SB), Y4, Y3
+	VMULPS       Y2, Y3, Y2
+	VMULPS       vectorConstants<>+2240(SB), Y2, Y2
+	VCMPPS       $0x1e, vectorConstants<>+2304(SB), Y2, Y3
 	VSUBPS       vectorConstants<>+704(SB), Y2, Y4
 	VMULPS       vectorConstants<>+640(SB), Y4, Y4
 	VBLENDVPS    Y3, Y4, Y2, Y2
@@ -1971,34 +2111,27 @@ tail:
 	VMOVUPS      (DI)(BX*4), Y1
 	VMASKMOVPS   (AX)(SI*4), Y1, Y2
 	VORPS        vectorConstants<>+1920(SB), Y2, Y3
-	VCMPPS       $0x15, vectorConstants<>+0(SB), Y3, Y4
-	VANDPS       Y3, Y4, Y3
-	VMOVUPS      vectorConstants<>+64(SB), Y5
-	VMINPS       Y3, Y5, Y3
-	VMULPS       vectorConstants<>+128(SB), Y3, Y5
-	VCVTPS2DQ    Y5, Y5
-	VCVTDQ2PS    Y5, Y6
-	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
-	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
-	VMOVUPS      vectorConstants<>+320(SB), Y6
-	VFMADD213PS  vectorConstants<>+384(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+448(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+512(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+576(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+640(SB), Y3, Y6
-	VMULPS       Y3, Y3, Y7
-	VFMADD213PS  Y3, Y7, Y6
-	VPSRAD       $0x01, Y5, Y3
-	VPSUBD       Y3, Y5, Y5
-	VADDPS       vectorConstants<>+704(SB), Y6, Y6
-	VPADDD       vectorConstants<>+768(SB), Y3, Y3
+	VMOVUPS      vectorConstants<>+2112(SB), Y4
+	VMAXPS       Y3, Y4, Y3
+	VMULPS       vectorConstants<>+128(SB), Y3, Y4
+	VCVTPS2DQ    Y4, Y4
+	VCVTDQ2PS    Y4, Y5
+	VFNMADD231PS vectorConstants<>+192(SB), Y5, Y3
+	VFNMADD231PS vectorConstants<>+256(SB), Y5, Y3
+	VMOVUPS      vectorConstants<>+320(SB), Y5
+	VFMADD213PS  vectorConstants<>+384(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+448(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+512(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+576(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+640(SB), Y3, Y5
+	VMULPS       Y3, Y3, Y6
+	VFMADD213PS  Y3, Y6, Y5
+	VPADDD       vectorConstants<>+2176(SB), Y4, Y3
 	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y3, Y6, Y3
-	VPADDD       vectorConstants<>+768(SB), Y5, Y5
-	VPSLLD       $0x17, Y5, Y5
-	VMULPS       Y5, Y3, Y3
-	VANDPS       Y3, Y4, Y3
-	VCMPPS       $0x1e, vectorConstants<>+2112(SB), Y3, Y4
+	VADDPS       vectorConstants<>+704(SB), Y5, Y4
+	VMULPS       Y3, Y4, Y3
+	VMULPS       vectorConstants<>+2240(SB), Y3, Y3
+	VCMPPS       $0x1e, vectorConstants<>+2304(SB), Y3, Y4
 	VSUBPS       vectorConstants<>+704(SB), Y3, Y5
 	VMULPS       vectorConstants<>+640(SB), Y5, Y5
 	VBLENDVPS    Y4, Y5, Y3, Y3
@@ -2062,39 +2195,145 @@ TEXT ·vectorGateBackwardAVX2(SB), NOSPLIT, $0-100
 	VBROADCASTSS inverseTau+96(FP), Y0
 	XORQ         DI, DI
 
+unrolled:
+	LEAQ         16(DI), R8
+	CMPQ         R8, SI
+	JGT          single
+	VMOVUPS      (AX)(DI*4), Y1
+	VMOVUPS      32(AX)(DI*4), Y2
+	VORPS        vectorConstants<>+1920(SB), Y1, Y3
+	VORPS        vectorConstants<>+1920(SB), Y2, Y4
+	VMOVUPS      vectorConstants<>+2112(SB), Y5
+	VMOVUPS      vectorConstants<>+2112(SB), Y6
+	VMAXPS       Y3, Y5, Y3
+	VMAXPS       Y4, Y6, Y4
+	VMULPS       vectorConstants<>+128(SB), Y3, Y5
+	VCVTPS2DQ    Y5, Y5
+	VCVTDQ2PS    Y5, Y6
+	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
+	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
+	VMULPS       vectorConstants<>+128(SB), Y4, Y6
+	VCVTPS2DQ    Y6, Y6
+	VCVTDQ2PS    Y6, Y7
+	VFNMADD231PS vectorConstants<>+192(SB), Y7, Y4
+	VFNMADD231PS vectorConstants<>+256(SB), Y7, Y4
+	VMOVUPS      vectorConstants<>+320(SB), Y7
+	VFMADD213PS  vectorConstants<>+384(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+448(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+512(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+576(SB), Y3, Y7
+	VFMADD213PS  vectorConstants<>+640(SB), Y3, Y7
+	VMOVUPS      vectorConstants<>+320(SB), Y8
+	VFMADD213PS  vectorConstants<>+384(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+448(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+512(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+576(SB), Y4, Y8
+	VFMADD213PS  vectorConstants<>+640(SB), Y4, Y8
+	VMULPS       Y3, Y3, Y9
+	VFMADD213PS  Y3, Y9, Y7
+	VMULPS       Y4, Y4, Y3
+	VFMADD213PS  Y4, Y3, Y8
+	VPADDD       vectorConstants<>+2176(SB), Y5, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VPADDD       vectorConstants<>+2176(SB), Y6, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VADDPS       vectorConstants<>+704(SB), Y7, Y5
+	VADDPS       vectorConstants<>+704(SB), Y8, Y6
+	VMULPS       Y3, Y5, Y3
+	VMULPS       Y4, Y6, Y4
+	VMULPS       vectorConstants<>+2240(SB), Y3, Y3
+	VCMPPS       $0x1d, vectorConstants<>+1728(SB), Y1, Y1
+	VMULPS       vectorConstants<>+2240(SB), Y4, Y4
+	VCMPPS       $0x1d, vectorConstants<>+1728(SB), Y2, Y2
+	VMOVUPS      vectorConstants<>+704(SB), Y5
+	VMOVUPS      vectorConstants<>+704(SB), Y6
+	VBLENDVPS    Y1, Y3, Y5, Y1
+	VBLENDVPS    Y2, Y4, Y6, Y2
+	VADDPS       vectorConstants<>+704(SB), Y3, Y3
+	VADDPS       vectorConstants<>+704(SB), Y4, Y4
+	VDIVPS       Y3, Y1, Y1
+	VDIVPS       Y4, Y2, Y2
+	VMOVUPS      (DX)(DI*4), Y3
+	VMOVUPS      32(DX)(DI*4), Y4
+	VMOVUPS      (BX)(DI*4), Y5
+	VMOVUPS      32(BX)(DI*4), Y6
+	VMOVUPS      vectorConstants<>+2112(SB), Y7
+	VMOVUPS      vectorConstants<>+2112(SB), Y8
+	VMAXPS       Y5, Y7, Y5
+	VMAXPS       Y6, Y8, Y6
+	VMULPS       vectorConstants<>+128(SB), Y5, Y7
+	VCVTPS2DQ    Y7, Y7
+	VCVTDQ2PS    Y7, Y8
+	VFNMADD231PS vectorConstants<>+192(SB), Y8, Y5
+	VFNMADD231PS vectorConstants<>+256(SB), Y8, Y5
+	VMULPS       vectorConstants<>+128(SB), Y6, Y8
+	VCVTPS2DQ    Y8, Y8
+	VCVTDQ2PS    Y8, Y9
+	VFNMADD231PS vectorConstants<>+192(SB), Y9, Y6
+	VFNMADD231PS vectorConstants<>+256(SB), Y9, Y6
+	VMOVUPS      vectorConstants<>+320(SB), Y9
+	VFMADD213PS  vectorConstants<>+384(SB), Y5, Y9
+	VFMADD213PS  vectorConstants<>+448(SB), Y5, Y9
+	VFMADD213PS  vectorConstants<>+512(SB), Y5, Y9
+	VFMADD213PS  vectorConstants<>+576(SB), Y5, Y9
+	VFMADD213PS  vectorConstants<>+640(SB), Y5, Y9
+	VMOVUPS      vectorConstants<>+320(SB), Y10
+	VFMADD213PS  vectorConstants<>+384(SB), Y6, Y10
+	VFMADD213PS  vectorConstants<>+448(SB), Y6, Y10
+	VFMADD213PS  vectorConstants<>+512(SB), Y6, Y10
+	VFMADD213PS  vectorConstants<>+576(SB), Y6, Y10
+	VFMADD213PS  vectorConstants<>+640(SB), Y6, Y10
+	VMULPS       Y5, Y5, Y11
+	VFMADD213PS  Y5, Y11, Y9
+	VMULPS       Y6, Y6, Y5
+	VFMADD213PS  Y6, Y5, Y10
+	VPADDD       vectorConstants<>+2176(SB), Y7, Y5
+	VPSLLD       $0x17, Y5, Y5
+	VPADDD       vectorConstants<>+2176(SB), Y8, Y6
+	VPSLLD       $0x17, Y6, Y6
+	VADDPS       vectorConstants<>+704(SB), Y9, Y7
+	VADDPS       vectorConstants<>+704(SB), Y10, Y8
+	VMULPS       Y5, Y7, Y5
+	VMULPS       Y6, Y8, Y6
+	VMULPS       vectorConstants<>+2240(SB), Y5, Y5
+	VMULPS       vectorConstants<>+2240(SB), Y6, Y6
+	VMULPS       Y5, Y3, Y3
+	VMULPS       Y6, Y4, Y4
+	VMULPS       Y0, Y1, Y1
+	VMULPS       Y0, Y2, Y2
+	VMULPS       Y1, Y3, Y1
+	VMOVUPS      Y1, (CX)(DI*4)
+	VMULPS       Y2, Y4, Y1
+	VMOVUPS      Y1, 32(CX)(DI*4)
+	MOVQ         R8, DI
+	JMP          unrolled
+
 single:
 	LEAQ         8(DI), R8
 	CMPQ         R8, SI
 	JGT          tail
 	VMOVUPS      (AX)(DI*4), Y1
 	VORPS        vectorConstants<>+1920(SB), Y1, Y2
-	VCMPPS       $0x15, vectorConstants<>+0(SB), Y2, Y3
-	VANDPS       Y2, Y3, Y2
-	VMOVUPS      vectorConstants<>+64(SB), Y4
-	VMINPS       Y2, Y4, Y2
-	VMULPS       vectorConstants<>+128(SB), Y2, Y4
-	VCVTPS2DQ    Y4, Y4
-	VCVTDQ2PS    Y4, Y5
-	VFNMADD231PS vectorConstants<>+192(SB), Y5, Y2
-	VFNMADD231PS vectorConstants<>+256(SB), Y5, Y2
-	VMOVUPS      vectorConstants<>+320(SB), Y5
-	VFMADD213PS  vectorConstants<>+384(SB), Y2, Y5
-	VFMADD213PS  vectorConstants<>+448(SB), Y2, Y5
-	VFMADD213PS  vectorConstants<>+512(SB), Y2, Y5
-	VFMADD213PS  vectorConstants<>+576(SB), Y2, Y5
-	VFMADD213PS  vectorConstants<>+640(SB), Y2, Y5
-	VMULPS       Y2, Y2, Y6
-	VFMADD213PS  Y2, Y6, Y5
-	VPSRAD       $0x01, Y4, Y2
-	VPSUBD       Y2, Y4, Y4
-	VADDPS       vectorConstants<>+704(SB), Y5, Y5
-	VPADDD       vectorConstants<>+768(SB), Y2, Y2
+	VMOVUPS      vectorConstants<>+2112(SB), Y3
+	VMAXPS       Y2, Y3, Y2
+	VMULPS       vectorConstants<>+128(SB), Y2, Y3
+	VCVTPS2DQ    Y3, Y3
+	VCVTDQ2PS    Y3, Y4
+	VFNMADD231PS vectorConstants<>+192(SB), Y4, Y2
+	VFNMADD231PS vectorConstants<>+256(SB), Y4, Y2
+	VMOVUPS      vectorConstants<>+320(SB), Y4
+	VFMADD213PS  vectorConstants<>+384(SB), Y2, Y4
+	VFMADD213PS  vectorConstants<>+448(SB), Y2, Y4
+	VFMADD213PS  vectorConstants<>+512(SB), Y2, Y4
+	VFMADD213PS  vectorConstants<>+576(SB), Y2, Y4
+	VFMADD213PS  vectorConstants<>+640(SB), Y2, Y4
+	VMULPS       Y2, Y2, Y5
+	VFMADD213PS  Y2, Y5, Y4
+	VPADDD       vectorConstants<>+2176(SB), Y3, Y2
 	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y5, Y2
-	VPADDD       vectorConstants<>+768(SB), Y4, Y4
-	VPSLLD       $0x17, Y4, Y4
-	VMULPS       Y4, Y2, Y2
-	VANDPS       Y2, Y3, Y2
+	VADDPS       vectorConstants<>+704(SB), Y4, Y3
+	VMULPS       Y2, Y3, Y2
+	VMULPS       vectorConstants<>+2240(SB), Y2, Y2
 	VCMPPS       $0x1d, vectorConstants<>+1728(SB), Y1, Y1
 	VMOVUPS      vectorConstants<>+704(SB), Y3
 	VBLENDVPS    Y1, Y2, Y3, Y1
@@ -2102,33 +2341,26 @@ single:
 	VDIVPS       Y2, Y1, Y1
 	VMOVUPS      (DX)(DI*4), Y2
 	VMOVUPS      (BX)(DI*4), Y3
-	VCMPPS       $0x15, vectorConstants<>+0(SB), Y3, Y4
-	VANDPS       Y3, Y4, Y3
-	VMOVUPS      vectorConstants<>+64(SB), Y5
-	VMINPS       Y3, Y5, Y3
-	VMULPS       vectorConstants<>+128(SB), Y3, Y5
-	VCVTPS2DQ    Y5, Y5
-	VCVTDQ2PS    Y5, Y6
-	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
-	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
-	VMOVUPS      vectorConstants<>+320(SB), Y6
-	VFMADD213PS  vectorConstants<>+384(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+448(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+512(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+576(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+640(SB), Y3, Y6
-	VMULPS       Y3, Y3, Y7
-	VFMADD213PS  Y3, Y7, Y6
-	VPSRAD       $0x01, Y5, Y3
-	VPSUBD       Y3, Y5, Y5
-	VADDPS       vectorConstants<>+704(SB), Y6, Y6
-	VPADDD       vectorConstants<>+768(SB), Y3, Y3
+	VMOVUPS      vectorConstants<>+2112(SB), Y4
+	VMAXPS       Y3, Y4, Y3
+	VMULPS       vectorConstants<>+128(SB), Y3, Y4
+	VCVTPS2DQ    Y4, Y4
+	VCVTDQ2PS    Y4, Y5
+	VFNMADD231PS vectorConstants<>+192(SB), Y5, Y3
+	VFNMADD231PS vectorConstants<>+256(SB), Y5, Y3
+	VMOVUPS      vectorConstants<>+320(SB), Y5
+	VFMADD213PS  vectorConstants<>+384(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+448(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+512(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+576(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+640(SB), Y3, Y5
+	VMULPS       Y3, Y3, Y6
+	VFMADD213PS  Y3, Y6, Y5
+	VPADDD       vectorConstants<>+2176(SB), Y4, Y3
 	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y3, Y6, Y3
-	VPADDD       vectorConstants<>+768(SB), Y5, Y5
-	VPSLLD       $0x17, Y5, Y5
-	VMULPS       Y5, Y3, Y3
-	VANDPS       Y3, Y4, Y3
+	VADDPS       vectorConstants<>+704(SB), Y5, Y4
+	VMULPS       Y3, Y4, Y3
+	VMULPS       vectorConstants<>+2240(SB), Y3, Y3
 	VMULPS       Y3, Y2, Y2
 	VMULPS       Y0, Y1, Y1
 	VMULPS       Y1, Y2, Y1
@@ -2144,33 +2376,26 @@ tail:
 	VMOVUPS      (R8)(SI*4), Y1
 	VMASKMOVPS   (AX)(DI*4), Y1, Y2
 	VORPS        vectorConstants<>+1920(SB), Y2, Y3
-	VCMPPS       $0x15, vectorConstants<>+0(SB), Y3, Y4
-	VANDPS       Y3, Y4, Y3
-	VMOVUPS      vectorConstants<>+64(SB), Y5
-	VMINPS       Y3, Y5, Y3
-	VMULPS       vectorConstants<>+128(SB), Y3, Y5
-	VCVTPS2DQ    Y5, Y5
-	VCVTDQ2PS    Y5, Y6
-	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y3
-	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y3
-	VMOVUPS      vectorConstants<>+320(SB), Y6
-	VFMADD213PS  vectorConstants<>+384(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+448(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+512(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+576(SB), Y3, Y6
-	VFMADD213PS  vectorConstants<>+640(SB), Y3, Y6
-	VMULPS       Y3, Y3, Y7
-	VFMADD213PS  Y3, Y7, Y6
-	VPSRAD       $0x01, Y5, Y3
-	VPSUBD       Y3, Y5, Y5
-	VADDPS       vectorConstants<>+704(SB), Y6, Y6
-	VPADDD       vectorConstants<>+768(SB), Y3, Y3
+	VMOVUPS      vectorConstants<>+2112(SB), Y4
+	VMAXPS       Y3, Y4, Y3
+	VMULPS       vectorConstants<>+128(SB), Y3, Y4
+	VCVTPS2DQ    Y4, Y4
+	VCVTDQ2PS    Y4, Y5
+	VFNMADD231PS vectorConstants<>+192(SB), Y5, Y3
+	VFNMADD231PS vectorConstants<>+256(SB), Y5, Y3
+	VMOVUPS      vectorConstants<>+320(SB), Y5
+	VFMADD213PS  vectorConstants<>+384(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+448(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+512(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+576(SB), Y3, Y5
+	VFMADD213PS  vectorConstants<>+640(SB), Y3, Y5
+	VMULPS       Y3, Y3, Y6
+	VFMADD213PS  Y3, Y6, Y5
+	VPADDD       vectorConstants<>+2176(SB), Y4, Y3
 	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y3, Y6, Y3
-	VPADDD       vectorConstants<>+768(SB), Y5, Y5
-	VPSLLD       $0x17, Y5, Y5
-	VMULPS       Y5, Y3, Y3
-	VANDPS       Y3, Y4, Y3
+	VADDPS       vectorConstants<>+704(SB), Y5, Y4
+	VMULPS       Y3, Y4, Y3
+	VMULPS       vectorConstants<>+2240(SB), Y3, Y3
 	VCMPPS       $0x1d, vectorConstants<>+1728(SB), Y2, Y2
 	VMOVUPS      vectorConstants<>+704(SB), Y4
 	VBLENDVPS    Y2, Y3, Y4, Y2
@@ -2178,33 +2403,26 @@ tail:
 	VDIVPS       Y3, Y2, Y2
 	VMASKMOVPS   (DX)(DI*4), Y1, Y3
 	VMASKMOVPS   (BX)(DI*4), Y1, Y4
-	VCMPPS       $0x15, vectorConstants<>+0(SB), Y4, Y5
-	VANDPS       Y4, Y5, Y4
-	VMOVUPS      vectorConstants<>+64(SB), Y6
-	VMINPS       Y4, Y6, Y4
-	VMULPS       vectorConstants<>+128(SB), Y4, Y6
-	VCVTPS2DQ    Y6, Y6
-	VCVTDQ2PS    Y6, Y7
-	VFNMADD231PS vectorConstants<>+192(SB), Y7, Y4
-	VFNMADD231PS vectorConstants<>+256(SB), Y7, Y4
-	VMOVUPS      vectorConstants<>+320(SB), Y7
-	VFMADD213PS  vectorConstants<>+384(SB), Y4, Y7
-	VFMADD213PS  vectorConstants<>+448(SB), Y4, Y7
-	VFMADD213PS  vectorConstants<>+512(SB), Y4, Y7
-	VFMADD213PS  vectorConstants<>+576(SB), Y4, Y7
-	VFMADD213PS  vectorConstants<>+640(SB), Y4, Y7
-	VMULPS       Y4, Y4, Y8
-	VFMADD213PS  Y4, Y8, Y7
-	VPSRAD       $0x01, Y6, Y4
-	VPSUBD       Y4, Y6, Y6
-	VADDPS       vectorConstants<>+704(SB), Y7, Y7
-	VPADDD       vectorConstants<>+768(SB), Y4, Y4
+	VMOVUPS      vectorConstants<>+2112(SB), Y5
+	VMAXPS       Y4, Y5, Y4
+	VMULPS       vectorConstants<>+128(SB), Y4, Y5
+	VCVTPS2DQ    Y5, Y5
+	VCVTDQ2PS    Y5, Y6
+	VFNMADD231PS vectorConstants<>+192(SB), Y6, Y4
+	VFNMADD231PS vectorConstants<>+256(SB), Y6, Y4
+	VMOVUPS      vectorConstants<>+320(SB), Y6
+	VFMADD213PS  vectorConstants<>+384(SB), Y4, Y6
+	VFMADD213PS  vectorConstants<>+448(SB), Y4, Y6
+	VFMADD213PS  vectorConstants<>+512(SB), Y4, Y6
+	VFMADD213PS  vectorConstants<>+576(SB), Y4, Y6
+	VFMADD213PS  vectorConstants<>+640(SB), Y4, Y6
+	VMULPS       Y4, Y4, Y7
+	VFMADD213PS  Y4, Y7, Y6
+	VPADDD       vectorConstants<>+2176(SB), Y5, Y4
 	VPSLLD       $0x17, Y4, Y4
-	VMULPS       Y4, Y7, Y4
-	VPADDD       vectorConstants<>+768(SB), Y6, Y6
-	VPSLLD       $0x17, Y6, Y6
-	VMULPS       Y6, Y4, Y4
-	VANDPS       Y4, Y5, Y4
+	VADDPS       vectorConstants<>+704(SB), Y6, Y5
+	VMULPS       Y4, Y5, Y4
+	VMULPS       vectorConstants<>+2240(SB), Y4, Y4
 	VMULPS       Y4, Y3, Y3
 	VMULPS       Y0, Y2, Y0
 	VMULPS       Y0, Y3, Y0
@@ -4174,107 +4392,236 @@ TEXT ·vectorGateForwardAVX512(SB), NOSPLIT, $0-76
 	MOVQ         s_base+24(FP), DX
 	MOVQ         z_len+56(FP), BX
 	VBROADCASTSS inverseTau+72(FP), Z0
-	VMOVUPS      vectorConstants<>+0(SB), Z1
-	VMOVUPS      vectorConstants<>+64(SB), Z2
-	VMOVUPS      vectorConstants<>+128(SB), Z3
-	VMOVUPS      vectorConstants<>+192(SB), Z4
-	VMOVUPS      vectorConstants<>+256(SB), Z5
-	VMOVUPS      vectorConstants<>+704(SB), Z6
-	VMOVUPS      vectorConstants<>+320(SB), Z7
-	VMOVUPS      vectorConstants<>+384(SB), Z8
-	VMOVUPS      vectorConstants<>+448(SB), Z9
-	VMOVUPS      vectorConstants<>+512(SB), Z10
-	VMOVUPS      vectorConstants<>+576(SB), Z11
-	VMOVUPS      vectorConstants<>+640(SB), Z12
-	VMOVUPS      vectorConstants<>+1088(SB), Z13
-	VMOVUPS      vectorConstants<>+1152(SB), Z14
-	VMOVUPS      vectorConstants<>+1216(SB), Z15
-	VMOVUPS      vectorConstants<>+1280(SB), Z16
-	VMOVUPS      vectorConstants<>+1344(SB), Z17
-	VMOVUPS      vectorConstants<>+1408(SB), Z18
-	VMOVUPS      vectorConstants<>+1472(SB), Z19
-	VMOVUPS      vectorConstants<>+1536(SB), Z20
+	VMOVUPS      vectorConstants<>+128(SB), Z1
+	VMOVUPS      vectorConstants<>+192(SB), Z2
+	VMOVUPS      vectorConstants<>+256(SB), Z3
+	VMOVUPS      vectorConstants<>+704(SB), Z4
+	VMOVUPS      vectorConstants<>+320(SB), Z5
+	VMOVUPS      vectorConstants<>+384(SB), Z6
+	VMOVUPS      vectorConstants<>+448(SB), Z7
+	VMOVUPS      vectorConstants<>+512(SB), Z8
+	VMOVUPS      vectorConstants<>+576(SB), Z9
+	VMOVUPS      vectorConstants<>+640(SB), Z10
 	XORQ         SI, SI
+
+unrolled:
+	LEAQ         32(SI), DI
+	CMPQ         DI, BX
+	JGT          single
+	VMOVUPS      (AX)(SI*4), Z11
+	VMOVUPS      64(AX)(SI*4), Z12
+	VORPS        vectorConstants<>+1920(SB), Z11, Z13
+	VORPS        vectorConstants<>+1920(SB), Z12, Z14
+	VMOVUPS      vectorConstants<>+2112(SB), Z15
+	VMOVUPS      vectorConstants<>+2112(SB), Z16
+	VMAXPS       Z13, Z15, Z13
+	VMAXPS       Z14, Z16, Z14
+	VMULPS       Z1, Z13, Z15
+	VCVTPS2DQ    Z15, Z15
+	VCVTDQ2PS    Z15, Z16
+	VFNMADD231PS Z2, Z16, Z13
+	VFNMADD231PS Z3, Z16, Z13
+	VMULPS       Z1, Z14, Z16
+	VCVTPS2DQ    Z16, Z16
+	VCVTDQ2PS    Z16, Z21
+	VFNMADD231PS Z2, Z21, Z14
+	VFNMADD231PS Z3, Z21, Z14
+	VMOVUPS      Z5, Z21
+	VFMADD213PS  Z6, Z13, Z21
+	VFMADD213PS  Z7, Z13, Z21
+	VFMADD213PS  Z8, Z13, Z21
+	VFMADD213PS  Z9, Z13, Z21
+	VFMADD213PS  Z10, Z13, Z21
+	VMOVUPS      Z5, Z22
+	VFMADD213PS  Z6, Z14, Z22
+	VFMADD213PS  Z7, Z14, Z22
+	VFMADD213PS  Z8, Z14, Z22
+	VFMADD213PS  Z9, Z14, Z22
+	VFMADD213PS  Z10, Z14, Z22
+	VMULPS       Z13, Z13, Z23
+	VFMADD213PS  Z13, Z23, Z21
+	VMULPS       Z14, Z14, Z13
+	VFMADD213PS  Z14, Z13, Z22
+	VPADDD       vectorConstants<>+2176(SB), Z15, Z13
+	VPSLLD       $0x17, Z13, Z13
+	VPADDD       vectorConstants<>+2176(SB), Z16, Z14
+	VPSLLD       $0x17, Z14, Z14
+	VADDPS       Z4, Z21, Z15
+	VADDPS       Z4, Z22, Z16
+	VMULPS       Z13, Z15, Z13
+	VMULPS       Z14, Z16, Z14
+	VMULPS       vectorConstants<>+2240(SB), Z13, Z13
+	VCMPPS       $0x1e, vectorConstants<>+2304(SB), Z13, K1
+	VMULPS       vectorConstants<>+2240(SB), Z14, Z14
+	VCMPPS       $0x1e, vectorConstants<>+2304(SB), Z14, K2
+	VSUBPS       Z4, Z13, Z15
+	VSUBPS       Z4, Z14, Z16
+	VMULPS       Z10, Z15, Z15
+	VMULPS       Z10, Z16, Z16
+	VBLENDMPS    Z15, Z13, K1, Z17
+	VBLENDMPS    Z16, Z14, K2, Z18
+	VMOVUPS.Z    Z4, K1, Z13
+	VMOVUPS.Z    Z4, K2, Z14
+	VMOVUPS      vectorConstants<>+1088(SB), Z15
+	VFMADD213PS  vectorConstants<>+1152(SB), Z17, Z15
+	VFMADD213PS  vectorConstants<>+1216(SB), Z17, Z15
+	VFMADD213PS  vectorConstants<>+1280(SB), Z17, Z15
+	VFMADD213PS  vectorConstants<>+1344(SB), Z17, Z15
+	VFMADD213PS  vectorConstants<>+1408(SB), Z17, Z15
+	VFMADD213PS  vectorConstants<>+1472(SB), Z17, Z15
+	VFMADD213PS  vectorConstants<>+1536(SB), Z17, Z15
+	VFMADD213PS  vectorConstants<>+1600(SB), Z17, Z15
+	VMOVUPS      vectorConstants<>+1088(SB), Z16
+	VFMADD213PS  vectorConstants<>+1152(SB), Z18, Z16
+	VFMADD213PS  vectorConstants<>+1216(SB), Z18, Z16
+	VFMADD213PS  vectorConstants<>+1280(SB), Z18, Z16
+	VFMADD213PS  vectorConstants<>+1344(SB), Z18, Z16
+	VFMADD213PS  vectorConstants<>+1408(SB), Z18, Z16
+	VFMADD213PS  vectorConstants<>+1472(SB), Z18, Z16
+	VFMADD213PS  vectorConstants<>+1536(SB), Z18, Z16
+	VFMADD213PS  vectorConstants<>+1600(SB), Z18, Z16
+	VMULPS       Z17, Z17, Z21
+	VMULPS       Z18, Z18, Z22
+	VMULPS       Z21, Z17, Z23
+	VMULPS       Z22, Z18, Z24
+	VMULPS       Z23, Z15, Z15
+	VFMADD231PS  Z3, Z13, Z15
+	VFNMADD231PS Z10, Z21, Z15
+	VMULPS       Z24, Z16, Z16
+	VFMADD231PS  Z3, Z14, Z16
+	VFNMADD231PS Z10, Z22, Z16
+	VADDPS       Z15, Z17, Z15
+	VFMADD231PS  Z2, Z13, Z15
+	VADDPS       Z16, Z18, Z13
+	VFMADD231PS  Z2, Z14, Z13
+	VXORPS       Z14, Z14, Z14
+	VXORPS       Z16, Z16, Z16
+	VMINPS       Z11, Z14, Z11
+	VMINPS       Z12, Z16, Z12
+	VSUBPS       Z15, Z11, Z11
+	VSUBPS       Z13, Z12, Z12
+	VMULPS       Z0, Z11, Z11
+	VMOVUPS      Z11, (CX)(SI*4)
+	VMULPS       Z0, Z12, Z12
+	VMOVUPS      Z12, 64(CX)(SI*4)
+	VMOVUPS      vectorConstants<>+1984(SB), Z13
+	VMOVUPS      vectorConstants<>+1984(SB), Z14
+	VMAXPS       Z11, Z13, Z11
+	VMAXPS       Z12, Z14, Z12
+	VMULPS       Z1, Z11, Z13
+	VCVTPS2DQ    Z13, Z13
+	VCVTDQ2PS    Z13, Z14
+	VFNMADD231PS Z2, Z14, Z11
+	VFNMADD231PS Z3, Z14, Z11
+	VMULPS       Z1, Z12, Z14
+	VCVTPS2DQ    Z14, Z14
+	VCVTDQ2PS    Z14, Z15
+	VFNMADD231PS Z2, Z15, Z12
+	VFNMADD231PS Z3, Z15, Z12
+	VMOVUPS      Z5, Z15
+	VFMADD213PS  Z6, Z11, Z15
+	VFMADD213PS  Z7, Z11, Z15
+	VFMADD213PS  Z8, Z11, Z15
+	VFMADD213PS  Z9, Z11, Z15
+	VFMADD213PS  Z10, Z11, Z15
+	VMOVUPS      Z5, Z16
+	VFMADD213PS  Z6, Z12, Z16
+	VFMADD213PS  Z7, Z12, Z16
+	VFMADD213PS  Z8, Z12, Z16
+	VFMADD213PS  Z9, Z12, Z16
+	VFMADD213PS  Z10, Z12, Z16
+	VMULPS       Z11, Z11, Z21
+	VFMADD213PS  Z11, Z21, Z15
+	VMULPS       Z12, Z12, Z11
+	VFMADD213PS  Z12, Z11, Z16
+	VPADDD       vectorConstants<>+768(SB), Z13, Z11
+	VPSLLD       $0x17, Z11, Z11
+	VPADDD       vectorConstants<>+768(SB), Z14, Z12
+	VPSLLD       $0x17, Z12, Z12
+	VSUBPS       Z4, Z11, Z13
+	VFMADD231PS  Z11, Z15, Z13
+	VSUBPS       Z4, Z12, Z11
+	VFMADD231PS  Z12, Z16, Z11
+	VXORPS       vectorConstants<>+1920(SB), Z13, Z12
+	VMOVUPS      Z12, (DX)(SI*4)
+	VXORPS       vectorConstants<>+1920(SB), Z11, Z11
+	VMOVUPS      Z11, 64(DX)(SI*4)
+	MOVQ         DI, SI
+	JMP          unrolled
 
 single:
 	LEAQ         16(SI), DI
 	CMPQ         DI, BX
 	JGT          tail
-	VMOVUPS      (AX)(SI*4), Z21
-	VORPS        vectorConstants<>+1920(SB), Z21, Z22
-	VCMPPS       $0x15, Z1, Z22, K1
-	VMOVUPS.Z    Z22, K1, Z22
-	VMINPS       Z22, Z2, Z22
-	VMULPS       Z3, Z22, Z25
-	VCVTPS2DQ    Z25, Z25
-	VCVTDQ2PS    Z25, Z26
-	VFNMADD231PS Z4, Z26, Z22
-	VFNMADD231PS Z5, Z26, Z22
-	VMOVUPS      Z7, Z26
-	VFMADD213PS  Z8, Z22, Z26
-	VFMADD213PS  Z9, Z22, Z26
-	VFMADD213PS  Z10, Z22, Z26
-	VFMADD213PS  Z11, Z22, Z26
-	VFMADD213PS  Z12, Z22, Z26
-	VMULPS       Z22, Z22, Z27
-	VFMADD213PS  Z22, Z27, Z26
-	VPSRAD       $0x01, Z25, Z22
-	VPSUBD       Z22, Z25, Z25
-	VADDPS       Z6, Z26, Z26
-	VPADDD       vectorConstants<>+768(SB), Z22, Z22
-	VPSLLD       $0x17, Z22, Z22
-	VMULPS       Z22, Z26, Z22
-	VPADDD       vectorConstants<>+768(SB), Z25, Z25
-	VPSLLD       $0x17, Z25, Z25
-	VMULPS       Z25, Z22, Z22
-	VMOVUPS.Z    Z22, K1, Z22
-	VCMPPS       $0x1e, vectorConstants<>+2112(SB), Z22, K1
-	VSUBPS       Z6, Z22, Z25
-	VMULPS       Z12, Z25, Z25
-	VBLENDMPS    Z25, Z22, K1, Z23
-	VMOVUPS.Z    Z6, K1, Z22
-	VMOVUPS      Z13, Z25
-	VFMADD213PS  Z14, Z23, Z25
-	VFMADD213PS  Z15, Z23, Z25
-	VFMADD213PS  Z16, Z23, Z25
-	VFMADD213PS  Z17, Z23, Z25
-	VFMADD213PS  Z18, Z23, Z25
-	VFMADD213PS  Z19, Z23, Z25
-	VFMADD213PS  Z20, Z23, Z25
-	VFMADD213PS  vectorConstants<>+1600(SB), Z23, Z25
-	VMULPS       Z23, Z23, Z26
-	VMULPS       Z26, Z23, Z27
-	VMULPS       Z27, Z25, Z25
-	VFMADD231PS  Z5, Z22, Z25
-	VFNMADD231PS Z12, Z26, Z25
-	VADDPS       Z25, Z23, Z25
-	VFMADD231PS  Z4, Z22, Z25
-	VXORPS       Z22, Z22, Z22
-	VMINPS       Z21, Z22, Z21
-	VSUBPS       Z25, Z21, Z21
-	VMULPS       Z0, Z21, Z21
-	VMOVUPS      Z21, (CX)(SI*4)
-	VMOVUPS      vectorConstants<>+1984(SB), Z22
-	VMAXPS       Z21, Z22, Z21
-	VMULPS       Z3, Z21, Z22
-	VCVTPS2DQ    Z22, Z22
-	VCVTDQ2PS    Z22, Z25
-	VFNMADD231PS Z4, Z25, Z21
-	VFNMADD231PS Z5, Z25, Z21
-	VMOVUPS      Z7, Z25
-	VFMADD213PS  Z8, Z21, Z25
-	VFMADD213PS  Z9, Z21, Z25
-	VFMADD213PS  Z10, Z21, Z25
-	VFMADD213PS  Z11, Z21, Z25
-	VFMADD213PS  Z12, Z21, Z25
-	VMULPS       Z21, Z21, Z26
-	VFMADD213PS  Z21, Z26, Z25
-	VPADDD       vectorConstants<>+768(SB), Z22, Z21
-	VPSLLD       $0x17, Z21, Z21
-	VSUBPS       Z6, Z21, Z22
-	VFMADD231PS  Z21, Z25, Z22
-	VXORPS       vectorConstants<>+1920(SB), Z22, Z21
-	VMOVUPS      Z21, (DX)(SI*4)
+	VMOVUPS      (AX)(SI*4), Z11
+	VORPS        vectorConstants<>+1920(SB), Z11, Z12
+	VMOVUPS      vectorConstants<>+2112(SB), Z13
+	VMAXPS       Z12, Z13, Z12
+	VMULPS       Z1, Z12, Z13
+	VCVTPS2DQ    Z13, Z13
+	VCVTDQ2PS    Z13, Z14
+	VFNMADD231PS Z2, Z14, Z12
+	VFNMADD231PS Z3, Z14, Z12
+	VMOVUPS      Z5, Z14
+	VFMADD213PS  Z6, Z12, Z14
+	VFMADD213PS  Z7, Z12, Z14
+	VFMADD213PS  Z8, Z12, Z14
+	VFMADD213PS  Z9, Z12, Z14
+	VFMADD213PS  Z10, Z12, Z14
+	VMULPS       Z12, Z12, Z15
+	VFMADD213PS  Z12, Z15, Z14
+	VPADDD       vectorConstants<>+2176(SB), Z13, Z12
+	VPSLLD       $0x17, Z12, Z12
+	VADDPS       Z4, Z14, Z13
+	VMULPS       Z12, Z13, Z12
+	VMULPS       vectorConstants<>+2240(SB), Z12, Z12
+	VCMPPS       $0x1e, vectorConstants<>+2304(SB), Z12, K1
+	VSUBPS       Z4, Z12, Z13
+	VMULPS       Z10, Z13, Z13
+	VBLENDMPS    Z13, Z12, K1, Z19
+	VMOVUPS.Z    Z4, K1, Z12
+	VMOVUPS      vectorConstants<>+1088(SB), Z13
+	VFMADD213PS  vectorConstants<>+1152(SB), Z19, Z13
+	VFMADD213PS  vectorConstants<>+1216(SB), Z19, Z13
+	VFMADD213PS  vectorConstants<>+1280(SB), Z19, Z13
+	VFMADD213PS  vectorConstants<>+1344(SB), Z19, Z13
+	VFMADD213PS  vectorConstants<>+1408(SB), Z19, Z13
+	VFMADD213PS  vectorConstants<>+1472(SB), Z19, Z13
+	VFMADD213PS  vectorConstants<>+1536(SB), Z19, Z13
+	VFMADD213PS  vectorConstants<>+1600(SB), Z19, Z13
+	VMULPS       Z19, Z19, Z14
+	VMULPS       Z14, Z19, Z15
+	VMULPS       Z15, Z13, Z13
+	VFMADD231PS  Z3, Z12, Z13
+	VFNMADD231PS Z10, Z14, Z13
+	VADDPS       Z13, Z19, Z13
+	VFMADD231PS  Z2, Z12, Z13
+	VXORPS       Z12, Z12, Z12
+	VMINPS       Z11, Z12, Z11
+	VSUBPS       Z13, Z11, Z11
+	VMULPS       Z0, Z11, Z11
+	VMOVUPS      Z11, (CX)(SI*4)
+	VMOVUPS      vectorConstants<>+1984(SB), Z12
+	VMAXPS       Z11, Z12, Z11
+	VMULPS       Z1, Z11, Z12
+	VCVTPS2DQ    Z12, Z12
+	VCVTDQ2PS    Z12, Z13
+	VFNMADD231PS Z2, Z13, Z11
+	VFNMADD231PS Z3, Z13, Z11
+	VMOVUPS      Z5, Z13
+	VFMADD213PS  Z6, Z11, Z13
+	VFMADD213PS  Z7, Z11, Z13
+	VFMADD213PS  Z8, Z11, Z13
+	VFMADD213PS  Z9, Z11, Z13
+	VFMADD213PS  Z10, Z11, Z13
+	VMULPS       Z11, Z11, Z14
+	VFMADD213PS  Z11, Z14, Z13
+	VPADDD       vectorConstants<>+768(SB), Z12, Z11
+	VPSLLD       $0x17, Z11, Z11
+	VSUBPS       Z4, Z11, Z12
+	VFMADD231PS  Z11, Z13, Z12
+	VXORPS       vectorConstants<>+1920(SB), Z12, Z11
+	VMOVUPS      Z11, (DX)(SI*4)
 	MOVQ         DI, SI
 	JMP          single
 
@@ -4284,78 +4631,72 @@ tail:
 	MOVL         $-1, DI
 	BZHIL        BX, DI, DI
 	KMOVW        DI, K1
-	VMOVUPS.Z    (AX)(SI*4), K1, Z21
-	VORPS        vectorConstants<>+1920(SB), Z21, Z22
-	VCMPPS       $0x15, Z1, Z22, K2
-	VMOVUPS.Z    Z22, K2, Z1
-	VMINPS       Z1, Z2, Z1
-	VMULPS       Z3, Z1, Z2
-	VCVTPS2DQ    Z2, Z2
-	VCVTDQ2PS    Z2, Z22
-	VFNMADD231PS Z4, Z22, Z1
-	VFNMADD231PS Z5, Z22, Z1
-	VMOVUPS      Z7, Z22
-	VFMADD213PS  Z8, Z1, Z22
-	VFMADD213PS  Z9, Z1, Z22
-	VFMADD213PS  Z10, Z1, Z22
-	VFMADD213PS  Z11, Z1, Z22
-	VFMADD213PS  Z12, Z1, Z22
-	VMULPS       Z1, Z1, Z23
-	VFMADD213PS  Z1, Z23, Z22
-	VPSRAD       $0x01, Z2, Z1
-	VPSUBD       Z1, Z2, Z2
-	VADDPS       Z6, Z22, Z22
-	VPADDD       vectorConstants<>+768(SB), Z1, Z1
-	VPSLLD       $0x17, Z1, Z1
-	VMULPS       Z1, Z22, Z1
-	VPADDD       vectorConstants<>+768(SB), Z2, Z2
-	VPSLLD       $0x17, Z2, Z2
-	VMULPS       Z2, Z1, Z1
-	VMOVUPS.Z    Z1, K2, Z1
-	VCMPPS       $0x1e, vectorConstants<>+2112(SB), Z1, K2
-	VSUBPS       Z6, Z1, Z2
-	VMULPS       Z12, Z2, Z2
-	VBLENDMPS    Z2, Z1, K2, Z24
-	VMOVUPS.Z    Z6, K2, Z1
-	VMOVUPS      Z13, Z2
-	VFMADD213PS  Z14, Z24, Z2
-	VFMADD213PS  Z15, Z24, Z2
-	VFMADD213PS  Z16, Z24, Z2
-	VFMADD213PS  Z17, Z24, Z2
-	VFMADD213PS  Z18, Z24, Z2
-	VFMADD213PS  Z19, Z24, Z2
-	VFMADD213PS  Z20, Z24, Z2
-	VFMADD213PS  vectorConstants<>+1600(SB), Z24, Z2
-	VMULPS       Z24, Z24, Z13
-	VMULPS       Z13, Z24, Z14
-	VMULPS       Z14, Z2, Z2
-	VFMADD231PS  Z5, Z1, Z2
-	VFNMADD231PS Z12, Z13, Z2
-	VADDPS       Z2, Z24, Z2
-	VFMADD231PS  Z4, Z1, Z2
-	VXORPS       Z1, Z1, Z1
-	VMINPS       Z21, Z1, Z1
-	VSUBPS       Z2, Z1, Z1
-	VMULPS       Z0, Z1, Z0
+	VMOVUPS.Z    (AX)(SI*4), K1, Z11
+	VORPS        vectorConstants<>+1920(SB), Z11, Z12
+	VMOVUPS      vectorConstants<>+2112(SB), Z13
+	VMAXPS       Z12, Z13, Z12
+	VMULPS       Z1, Z12, Z13
+	VCVTPS2DQ    Z13, Z13
+	VCVTDQ2PS    Z13, Z14
+	VFNMADD231PS Z2, Z14, Z12
+	VFNMADD231PS Z3, Z14, Z12
+	VMOVUPS      Z5, Z14
+	VFMADD213PS  Z6, Z12, Z14
+	VFMADD213PS  Z7, Z12, Z14
+	VFMADD213PS  Z8, Z12, Z14
+	VFMADD213PS  Z9, Z12, Z14
+	VFMADD213PS  Z10, Z12, Z14
+	VMULPS       Z12, Z12, Z15
+	VFMADD213PS  Z12, Z15, Z14
+	VPADDD       vectorConstants<>+2176(SB), Z13, Z12
+	VPSLLD       $0x17, Z12, Z12
+	VADDPS       Z4, Z14, Z13
+	VMULPS       Z12, Z13, Z12
+	VMULPS       vectorConstants<>+2240(SB), Z12, Z12
+	VCMPPS       $0x1e, vectorConstants<>+2304(SB), Z12, K2
+	VSUBPS       Z4, Z12, Z13
+	VMULPS       Z10, Z13, Z13
+	VBLENDMPS    Z13, Z12, K2, Z20
+	VMOVUPS.Z    Z4, K2, Z12
+	VMOVUPS      vectorConstants<>+1088(SB), Z13
+	VFMADD213PS  vectorConstants<>+1152(SB), Z20, Z13
+	VFMADD213PS  vectorConstants<>+1216(SB), Z20, Z13
+	VFMADD213PS  vectorConstants<>+1280(SB), Z20, Z13
+	VFMADD213PS  vectorConstants<>+1344(SB), Z20, Z13
+	VFMADD213PS  vectorConstants<>+1408(SB), Z20, Z13
+	VFMADD213PS  vectorConstants<>+1472(SB), Z20, Z13
+	VFMADD213PS  vectorConstants<>+1536(SB), Z20, Z13
+	VFMADD213PS  vectorConstants<>+1600(SB), Z20, Z13
+	VMULPS       Z20, Z20, Z14
+	VMULPS       Z14, Z20, Z15
+	VMULPS       Z15, Z13, Z13
+	VFMADD231PS  Z3, Z12, Z13
+	VFNMADD231PS Z10, Z14, Z13
+	VADDPS       Z13, Z20, Z13
+	VFMADD231PS  Z2, Z12, Z13
+	VXORPS       Z12, Z12, Z12
+	VMINPS       Z11, Z12, Z11
+	VSUBPS       Z13, Z11, Z11
+	VMULPS       Z0, Z11, Z0
 	VMOVUPS      Z0, K1, (CX)(SI*4)
-	VMOVUPS      vectorConstants<>+1984(SB), Z1
-	VMAXPS       Z0, Z1, Z0
-	VMULPS       Z3, Z0, Z1
+	VMOVUPS      vectorConstants<>+1984(SB), Z11
+	VMAXPS       Z0, Z11, Z0
+	VMULPS       Z1, Z0, Z1
 	VCVTPS2DQ    Z1, Z1
-	VCVTDQ2PS    Z1, Z2
-	VFNMADD231PS Z4, Z2, Z0
-	VFNMADD231PS Z5, Z2, Z0
-	VMOVUPS      Z7, Z2
+	VCVTDQ2PS    Z1, Z11
+	VFNMADD231PS Z2, Z11, Z0
+	VFNMADD231PS Z3, Z11, Z0
+	VMOVUPS      Z5, Z2
+	VFMADD213PS  Z6, Z0, Z2
+	VFMADD213PS  Z7, Z0, Z2
 	VFMADD213PS  Z8, Z0, Z2
 	VFMADD213PS  Z9, Z0, Z2
 	VFMADD213PS  Z10, Z0, Z2
-	VFMADD213PS  Z11, Z0, Z2
-	VFMADD213PS  Z12, Z0, Z2
 	VMULPS       Z0, Z0, Z3
 	VFMADD213PS  Z0, Z3, Z2
 	VPADDD       vectorConstants<>+768(SB), Z1, Z0
 	VPSLLD       $0x17, Z0, Z0
-	VSUBPS       Z6, Z0, Z1
+	VSUBPS       Z4, Z0, Z1
 	VFMADD231PS  Z0, Z2, Z1
 	VXORPS       vectorConstants<>+1920(SB), Z1, Z0
 	VMOVUPS      Z0, K1, (DX)(SI*4)
@@ -4373,88 +4714,185 @@ TEXT ·vectorGateBackwardAVX512(SB), NOSPLIT, $0-100
 	MOVQ         logA_base+48(FP), BX
 	MOVQ         z_len+80(FP), SI
 	VBROADCASTSS inverseTau+96(FP), Z0
-	VMOVUPS      vectorConstants<>+0(SB), Z1
-	VMOVUPS      vectorConstants<>+64(SB), Z2
-	VMOVUPS      vectorConstants<>+128(SB), Z3
-	VMOVUPS      vectorConstants<>+192(SB), Z4
-	VMOVUPS      vectorConstants<>+256(SB), Z5
-	VMOVUPS      vectorConstants<>+704(SB), Z6
-	VMOVUPS      vectorConstants<>+320(SB), Z7
-	VMOVUPS      vectorConstants<>+384(SB), Z8
-	VMOVUPS      vectorConstants<>+448(SB), Z9
-	VMOVUPS      vectorConstants<>+512(SB), Z10
-	VMOVUPS      vectorConstants<>+576(SB), Z11
-	VMOVUPS      vectorConstants<>+640(SB), Z12
+	VMOVUPS      vectorConstants<>+128(SB), Z1
+	VMOVUPS      vectorConstants<>+192(SB), Z2
+	VMOVUPS      vectorConstants<>+256(SB), Z3
+	VMOVUPS      vectorConstants<>+704(SB), Z4
+	VMOVUPS      vectorConstants<>+320(SB), Z5
+	VMOVUPS      vectorConstants<>+384(SB), Z6
+	VMOVUPS      vectorConstants<>+448(SB), Z7
+	VMOVUPS      vectorConstants<>+512(SB), Z8
+	VMOVUPS      vectorConstants<>+576(SB), Z9
+	VMOVUPS      vectorConstants<>+640(SB), Z10
 	XORQ         DI, DI
+
+unrolled:
+	LEAQ         32(DI), R8
+	CMPQ         R8, SI
+	JGT          single
+	VMOVUPS      (AX)(DI*4), Z11
+	VMOVUPS      64(AX)(DI*4), Z12
+	VORPS        vectorConstants<>+1920(SB), Z11, Z13
+	VORPS        vectorConstants<>+1920(SB), Z12, Z14
+	VMOVUPS      vectorConstants<>+2112(SB), Z15
+	VMOVUPS      vectorConstants<>+2112(SB), Z16
+	VMAXPS       Z13, Z15, Z13
+	VMAXPS       Z14, Z16, Z14
+	VMULPS       Z1, Z13, Z15
+	VCVTPS2DQ    Z15, Z15
+	VCVTDQ2PS    Z15, Z16
+	VFNMADD231PS Z2, Z16, Z13
+	VFNMADD231PS Z3, Z16, Z13
+	VMULPS       Z1, Z14, Z16
+	VCVTPS2DQ    Z16, Z16
+	VCVTDQ2PS    Z16, Z21
+	VFNMADD231PS Z2, Z21, Z14
+	VFNMADD231PS Z3, Z21, Z14
+	VMOVUPS      Z5, Z21
+	VFMADD213PS  Z6, Z13, Z21
+	VFMADD213PS  Z7, Z13, Z21
+	VFMADD213PS  Z8, Z13, Z21
+	VFMADD213PS  Z9, Z13, Z21
+	VFMADD213PS  Z10, Z13, Z21
+	VMOVUPS      Z5, Z22
+	VFMADD213PS  Z6, Z14, Z22
+	VFMADD213PS  Z7, Z14, Z22
+	VFMADD213PS  Z8, Z14, Z22
+	VFMADD213PS  Z9, Z14, Z22
+	VFMADD213PS  Z10, Z14, Z22
+	VMULPS       Z13, Z13, Z23
+	VFMADD213PS  Z13, Z23, Z21
+	VMULPS       Z14, Z14, Z13
+	VFMADD213PS  Z14, Z13, Z22
+	VPADDD       vectorConstants<>+2176(SB), Z15, Z13
+	VPSLLD       $0x17, Z13, Z13
+	VPADDD       vectorConstants<>+2176(SB), Z16, Z14
+	VPSLLD       $0x17, Z14, Z14
+	VADDPS       Z4, Z21, Z15
+	VADDPS       Z4, Z22, Z16
+	VMULPS       Z13, Z15, Z13
+	VMULPS       Z14, Z16, Z14
+	VMULPS       vectorConstants<>+2240(SB), Z13, Z13
+	VCMPPS       $0x1d, vectorConstants<>+1728(SB), Z11, K1
+	VMULPS       vectorConstants<>+2240(SB), Z14, Z11
+	VCMPPS       $0x1d, vectorConstants<>+1728(SB), Z12, K2
+	VBLENDMPS    Z13, Z4, K1, Z17
+	VBLENDMPS    Z11, Z4, K2, Z18
+	VADDPS       Z4, Z13, Z12
+	VADDPS       Z4, Z11, Z11
+	VDIVPS       Z12, Z17, Z12
+	VDIVPS       Z11, Z18, Z11
+	VMOVUPS      (DX)(DI*4), Z13
+	VMOVUPS      64(DX)(DI*4), Z14
+	VMOVUPS      (BX)(DI*4), Z15
+	VMOVUPS      64(BX)(DI*4), Z16
+	VMOVUPS      vectorConstants<>+2112(SB), Z21
+	VMOVUPS      vectorConstants<>+2112(SB), Z22
+	VMAXPS       Z15, Z21, Z15
+	VMAXPS       Z16, Z22, Z16
+	VMULPS       Z1, Z15, Z21
+	VCVTPS2DQ    Z21, Z21
+	VCVTDQ2PS    Z21, Z22
+	VFNMADD231PS Z2, Z22, Z15
+	VFNMADD231PS Z3, Z22, Z15
+	VMULPS       Z1, Z16, Z22
+	VCVTPS2DQ    Z22, Z22
+	VCVTDQ2PS    Z22, Z23
+	VFNMADD231PS Z2, Z23, Z16
+	VFNMADD231PS Z3, Z23, Z16
+	VMOVUPS      Z5, Z23
+	VFMADD213PS  Z6, Z15, Z23
+	VFMADD213PS  Z7, Z15, Z23
+	VFMADD213PS  Z8, Z15, Z23
+	VFMADD213PS  Z9, Z15, Z23
+	VFMADD213PS  Z10, Z15, Z23
+	VMOVUPS      Z5, Z24
+	VFMADD213PS  Z6, Z16, Z24
+	VFMADD213PS  Z7, Z16, Z24
+	VFMADD213PS  Z8, Z16, Z24
+	VFMADD213PS  Z9, Z16, Z24
+	VFMADD213PS  Z10, Z16, Z24
+	VMULPS       Z15, Z15, Z25
+	VFMADD213PS  Z15, Z25, Z23
+	VMULPS       Z16, Z16, Z15
+	VFMADD213PS  Z16, Z15, Z24
+	VPADDD       vectorConstants<>+2176(SB), Z21, Z15
+	VPSLLD       $0x17, Z15, Z15
+	VPADDD       vectorConstants<>+2176(SB), Z22, Z16
+	VPSLLD       $0x17, Z16, Z16
+	VADDPS       Z4, Z23, Z21
+	VADDPS       Z4, Z24, Z22
+	VMULPS       Z15, Z21, Z15
+	VMULPS       Z16, Z22, Z16
+	VMULPS       vectorConstants<>+2240(SB), Z15, Z15
+	VMULPS       vectorConstants<>+2240(SB), Z16, Z16
+	VMULPS       Z15, Z13, Z13
+	VMULPS       Z16, Z14, Z14
+	VMULPS       Z0, Z12, Z12
+	VMULPS       Z0, Z11, Z11
+	VMULPS       Z12, Z13, Z12
+	VMOVUPS      Z12, (CX)(DI*4)
+	VMULPS       Z11, Z14, Z11
+	VMOVUPS      Z11, 64(CX)(DI*4)
+	MOVQ         R8, DI
+	JMP          unrolled
 
 single:
 	LEAQ         16(DI), R8
 	CMPQ         R8, SI
 	JGT          tail
-	VMOVUPS      (AX)(DI*4), Z13
-	VORPS        vectorConstants<>+1920(SB), Z13, Z14
-	VCMPPS       $0x15, Z1, Z14, K1
-	VMOVUPS.Z    Z14, K1, Z14
-	VMINPS       Z14, Z2, Z14
-	VMULPS       Z3, Z14, Z17
-	VCVTPS2DQ    Z17, Z17
-	VCVTDQ2PS    Z17, Z18
-	VFNMADD231PS Z4, Z18, Z14
-	VFNMADD231PS Z5, Z18, Z14
-	VMOVUPS      Z7, Z18
-	VFMADD213PS  Z8, Z14, Z18
-	VFMADD213PS  Z9, Z14, Z18
-	VFMADD213PS  Z10, Z14, Z18
-	VFMADD213PS  Z11, Z14, Z18
-	VFMADD213PS  Z12, Z14, Z18
-	VMULPS       Z14, Z14, Z19
-	VFMADD213PS  Z14, Z19, Z18
-	VPSRAD       $0x01, Z17, Z14
-	VPSUBD       Z14, Z17, Z17
-	VADDPS       Z6, Z18, Z18
-	VPADDD       vectorConstants<>+768(SB), Z14, Z14
-	VPSLLD       $0x17, Z14, Z14
-	VMULPS       Z14, Z18, Z14
-	VPADDD       vectorConstants<>+768(SB), Z17, Z17
-	VPSLLD       $0x17, Z17, Z17
-	VMULPS       Z17, Z14, Z14
-	VMOVUPS.Z    Z14, K1, Z14
-	VCMPPS       $0x1d, vectorConstants<>+1728(SB), Z13, K1
-	VBLENDMPS    Z14, Z6, K1, Z15
-	VADDPS       Z6, Z14, Z13
-	VDIVPS       Z13, Z15, Z13
-	VMOVUPS      (DX)(DI*4), Z14
-	VMOVUPS      (BX)(DI*4), Z17
-	VCMPPS       $0x15, Z1, Z17, K1
-	VMOVUPS.Z    Z17, K1, Z17
-	VMINPS       Z17, Z2, Z17
-	VMULPS       Z3, Z17, Z18
-	VCVTPS2DQ    Z18, Z18
-	VCVTDQ2PS    Z18, Z19
-	VFNMADD231PS Z4, Z19, Z17
-	VFNMADD231PS Z5, Z19, Z17
-	VMOVUPS      Z7, Z19
-	VFMADD213PS  Z8, Z17, Z19
-	VFMADD213PS  Z9, Z17, Z19
-	VFMADD213PS  Z10, Z17, Z19
-	VFMADD213PS  Z11, Z17, Z19
-	VFMADD213PS  Z12, Z17, Z19
-	VMULPS       Z17, Z17, Z20
-	VFMADD213PS  Z17, Z20, Z19
-	VPSRAD       $0x01, Z18, Z17
-	VPSUBD       Z17, Z18, Z18
-	VADDPS       Z6, Z19, Z19
-	VPADDD       vectorConstants<>+768(SB), Z17, Z17
-	VPSLLD       $0x17, Z17, Z17
-	VMULPS       Z17, Z19, Z17
-	VPADDD       vectorConstants<>+768(SB), Z18, Z18
-	VPSLLD       $0x17, Z18, Z18
-	VMULPS       Z18, Z17, Z17
-	VMOVUPS.Z    Z17, K1, Z17
-	VMULPS       Z17, Z14, Z14
-	VMULPS       Z0, Z13, Z13
+	VMOVUPS      (AX)(DI*4), Z11
+	VORPS        vectorConstants<>+1920(SB), Z11, Z12
+	VMOVUPS      vectorConstants<>+2112(SB), Z13
+	VMAXPS       Z12, Z13, Z12
+	VMULPS       Z1, Z12, Z13
+	VCVTPS2DQ    Z13, Z13
+	VCVTDQ2PS    Z13, Z14
+	VFNMADD231PS Z2, Z14, Z12
+	VFNMADD231PS Z3, Z14, Z12
+	VMOVUPS      Z5, Z14
+	VFMADD213PS  Z6, Z12, Z14
+	VFMADD213PS  Z7, Z12, Z14
+	VFMADD213PS  Z8, Z12, Z14
+	VFMADD213PS  Z9, Z12, Z14
+	VFMADD213PS  Z10, Z12, Z14
+	VMULPS       Z12, Z12, Z15
+	VFMADD213PS  Z12, Z15, Z14
+	VPADDD       vectorConstants<>+2176(SB), Z13, Z12
+	VPSLLD       $0x17, Z12, Z12
+	VADDPS       Z4, Z14, Z13
+	VMULPS       Z12, Z13, Z12
+	VMULPS       vectorConstants<>+2240(SB), Z12, Z12
+	VCMPPS       $0x1d, vectorConstants<>+1728(SB), Z11, K1
+	VBLENDMPS    Z12, Z4, K1, Z19
+	VADDPS       Z4, Z12, Z11
+	VDIVPS       Z11, Z19, Z11
+	VMOVUPS      (DX)(DI*4), Z12
+	VMOVUPS      (BX)(DI*4), Z13
+	VMOVUPS      vectorConstants<>+2112(SB), Z14
+	VMAXPS       Z13, Z14, Z13
+	VMULPS       Z1, Z13, Z14
+	VCVTPS2DQ    Z14, Z14
+	VCVTDQ2PS    Z14, Z15
+	VFNMADD231PS Z2, Z15, Z13
+	VFNMADD231PS Z3, Z15, Z13
+	VMOVUPS      Z5, Z15
+	VFMADD213PS  Z6, Z13, Z15
+	VFMADD213PS  Z7, Z13, Z15
+	VFMADD213PS  Z8, Z13, Z15
+	VFMADD213PS  Z9, Z13, Z15
+	VFMADD213PS  Z10, Z13, Z15
+	VMULPS       Z13, Z13, Z16
+	VFMADD213PS  Z13, Z16, Z15
+	VPADDD       vectorConstants<>+2176(SB), Z14, Z13
+	VPSLLD       $0x17, Z13, Z13
+	VADDPS       Z4, Z15, Z14
 	VMULPS       Z13, Z14, Z13
-	VMOVUPS      Z13, (CX)(DI*4)
+	VMULPS       vectorConstants<>+2240(SB), Z13, Z13
+	VMULPS       Z13, Z12, Z12
+	VMULPS       Z0, Z11, Z11
+	VMULPS       Z11, Z12, Z11
+	VMOVUPS      Z11, (CX)(DI*4)
 	MOVQ         R8, DI
 	JMP          single
 
@@ -4464,68 +4902,56 @@ tail:
 	MOVL         $-1, R8
 	BZHIL        SI, R8, R8
 	KMOVW        R8, K1
-	VMOVUPS.Z    (AX)(DI*4), K1, Z13
-	VORPS        vectorConstants<>+1920(SB), Z13, Z14
-	VCMPPS       $0x15, Z1, Z14, K2
-	VMOVUPS.Z    Z14, K2, Z14
-	VMINPS       Z14, Z2, Z14
-	VMULPS       Z3, Z14, Z15
-	VCVTPS2DQ    Z15, Z15
-	VCVTDQ2PS    Z15, Z17
-	VFNMADD231PS Z4, Z17, Z14
-	VFNMADD231PS Z5, Z17, Z14
-	VMOVUPS      Z7, Z17
-	VFMADD213PS  Z8, Z14, Z17
-	VFMADD213PS  Z9, Z14, Z17
-	VFMADD213PS  Z10, Z14, Z17
-	VFMADD213PS  Z11, Z14, Z17
-	VFMADD213PS  Z12, Z14, Z17
-	VMULPS       Z14, Z14, Z18
-	VFMADD213PS  Z14, Z18, Z17
-	VPSRAD       $0x01, Z15, Z14
-	VPSUBD       Z14, Z15, Z15
-	VADDPS       Z6, Z17, Z17
-	VPADDD       vectorConstants<>+768(SB), Z14, Z14
-	VPSLLD       $0x17, Z14, Z14
-	VMULPS       Z14, Z17, Z14
-	VPADDD       vectorConstants<>+768(SB), Z15, Z15
-	VPSLLD       $0x17, Z15, Z15
-	VMULPS       Z15, Z14, Z14
-	VMOVUPS.Z    Z14, K2, Z14
-	VCMPPS       $0x1d, vectorConstants<>+1728(SB), Z13, K2
-	VBLENDMPS    Z14, Z6, K2, Z16
-	VADDPS       Z6, Z14, Z13
-	VDIVPS       Z13, Z16, Z13
-	VMOVUPS.Z    (DX)(DI*4), K1, Z14
-	VMOVUPS.Z    (BX)(DI*4), K1, Z15
-	VCMPPS       $0x15, Z1, Z15, K2
-	VMOVUPS.Z    Z15, K2, Z1
-	VMINPS       Z1, Z2, Z1
-	VMULPS       Z3, Z1, Z2
-	VCVTPS2DQ    Z2, Z2
-	VCVTDQ2PS    Z2, Z3
-	VFNMADD231PS Z4, Z3, Z1
-	VFNMADD231PS Z5, Z3, Z1
-	VMOVUPS      Z7, Z3
-	VFMADD213PS  Z8, Z1, Z3
-	VFMADD213PS  Z9, Z1, Z3
-	VFMADD213PS  Z10, Z1, Z3
-	VFMADD213PS  Z11, Z1, Z3
-	VFMADD213PS  Z12, Z1, Z3
-	VMULPS       Z1, Z1, Z4
-	VFMADD213PS  Z1, Z4, Z3
-	VPSRAD       $0x01, Z2, Z1
-	VPSUBD       Z1, Z2, Z2
-	VADDPS       Z6, Z3, Z3
-	VPADDD       vectorConstants<>+768(SB), Z1, Z1
+	VMOVUPS.Z    (AX)(DI*4), K1, Z11
+	VORPS        vectorConstants<>+1920(SB), Z11, Z12
+	VMOVUPS      vectorConstants<>+2112(SB), Z13
+	VMAXPS       Z12, Z13, Z12
+	VMULPS       Z1, Z12, Z13
+	VCVTPS2DQ    Z13, Z13
+	VCVTDQ2PS    Z13, Z14
+	VFNMADD231PS Z2, Z14, Z12
+	VFNMADD231PS Z3, Z14, Z12
+	VMOVUPS      Z5, Z14
+	VFMADD213PS  Z6, Z12, Z14
+	VFMADD213PS  Z7, Z12, Z14
+	VFMADD213PS  Z8, Z12, Z14
+	VFMADD213PS  Z9, Z12, Z14
+	VFMADD213PS  Z10, Z12, Z14
+	VMULPS       Z12, Z12, Z15
+	VFMADD213PS  Z12, Z15, Z14
+	VPADDD       vectorConstants<>+2176(SB), Z13, Z12
+	VPSLLD       $0x17, Z12, Z12
+	VADDPS       Z4, Z14, Z13
+	VMULPS       Z12, Z13, Z12
+	VMULPS       vectorConstants<>+2240(SB), Z12, Z12
+	VCMPPS       $0x1d, vectorConstants<>+1728(SB), Z11, K2
+	VBLENDMPS    Z12, Z4, K2, Z20
+	VADDPS       Z4, Z12, Z11
+	VDIVPS       Z11, Z20, Z11
+	VMOVUPS.Z    (DX)(DI*4), K1, Z12
+	VMOVUPS.Z    (BX)(DI*4), K1, Z13
+	VMOVUPS      vectorConstants<>+2112(SB), Z14
+	VMAXPS       Z13, Z14, Z13
+	VMULPS       Z1, Z13, Z1
+	VCVTPS2DQ    Z1, Z1
+	VCVTDQ2PS    Z1, Z14
+	VFNMADD231PS Z2, Z14, Z13
+	VFNMADD231PS Z3, Z14, Z13
+	VMOVUPS      Z5, Z2
+	VFMADD213PS  Z6, Z13, Z2
+	VFMADD213PS  Z7, Z13, Z2
+	VFMADD213PS  Z8, Z13, Z2
+	VFMADD213PS  Z9, Z13, Z2
+	VFMADD213PS  Z10, Z13, Z2
+	VMULPS       Z13, Z13, Z3
+	VFMADD213PS  Z13, Z3, Z2
+	VPADDD       vectorConstants<>+2176(SB), Z1, Z1
 	VPSLLD       $0x17, Z1, Z1
-	VMULPS       Z1, Z3, Z1
-	VPADDD       vectorConstants<>+768(SB), Z2, Z2
-	VPSLLD       $0x17, Z2, Z2
-	VMULPS       Z2, Z1, Z1
-	VMOVUPS.Z    Z1, K2, Z1
-	VMULPS       Z1, Z14, Z1
-	VMULPS       Z0, Z13, Z0
+	VADDPS       Z4, Z2, Z2
+	VMULPS       Z1, Z2, Z1
+	VMULPS       vectorConstants<>+2240(SB), Z1, Z1
+	VMULPS       Z1, Z12, Z1
+	VMULPS       Z0, Z11, Z0
 	VMULPS       Z0, Z1, Z0
 	VMOVUPS      Z0, K1, (CX)(DI*4)
 
@@ -4797,15 +5223,39 @@ DATA vectorConstants<>+2080(SB)/8, $0x42ae000042ae0000
 DATA vectorConstants<>+2088(SB)/8, $0x42ae000042ae0000
 DATA vectorConstants<>+2096(SB)/8, $0x42ae000042ae0000
 DATA vectorConstants<>+2104(SB)/8, $0x42ae000042ae0000
-DATA vectorConstants<>+2112(SB)/8, $0x3ed413cd3ed413cd
-DATA vectorConstants<>+2120(SB)/8, $0x3ed413cd3ed413cd
-DATA vectorConstants<>+2128(SB)/8, $0x3ed413cd3ed413cd
-DATA vectorConstants<>+2136(SB)/8, $0x3ed413cd3ed413cd
-DATA vectorConstants<>+2144(SB)/8, $0x3ed413cd3ed413cd
-DATA vectorConstants<>+2152(SB)/8, $0x3ed413cd3ed413cd
-DATA vectorConstants<>+2160(SB)/8, $0x3ed413cd3ed413cd
-DATA vectorConstants<>+2168(SB)/8, $0x3ed413cd3ed413cd
-GLOBL vectorConstants<>(SB), RODATA|NOPTR, $2176
+DATA vectorConstants<>+2112(SB)/8, $0xc2d00000c2d00000
+DATA vectorConstants<>+2120(SB)/8, $0xc2d00000c2d00000
+DATA vectorConstants<>+2128(SB)/8, $0xc2d00000c2d00000
+DATA vectorConstants<>+2136(SB)/8, $0xc2d00000c2d00000
+DATA vectorConstants<>+2144(SB)/8, $0xc2d00000c2d00000
+DATA vectorConstants<>+2152(SB)/8, $0xc2d00000c2d00000
+DATA vectorConstants<>+2160(SB)/8, $0xc2d00000c2d00000
+DATA vectorConstants<>+2168(SB)/8, $0xc2d00000c2d00000
+DATA vectorConstants<>+2176(SB)/8, $0x0000009700000097
+DATA vectorConstants<>+2184(SB)/8, $0x0000009700000097
+DATA vectorConstants<>+2192(SB)/8, $0x0000009700000097
+DATA vectorConstants<>+2200(SB)/8, $0x0000009700000097
+DATA vectorConstants<>+2208(SB)/8, $0x0000009700000097
+DATA vectorConstants<>+2216(SB)/8, $0x0000009700000097
+DATA vectorConstants<>+2224(SB)/8, $0x0000009700000097
+DATA vectorConstants<>+2232(SB)/8, $0x0000009700000097
+DATA vectorConstants<>+2240(SB)/8, $0x3380000033800000
+DATA vectorConstants<>+2248(SB)/8, $0x3380000033800000
+DATA vectorConstants<>+2256(SB)/8, $0x3380000033800000
+DATA vectorConstants<>+2264(SB)/8, $0x3380000033800000
+DATA vectorConstants<>+2272(SB)/8, $0x3380000033800000
+DATA vectorConstants<>+2280(SB)/8, $0x3380000033800000
+DATA vectorConstants<>+2288(SB)/8, $0x3380000033800000
+DATA vectorConstants<>+2296(SB)/8, $0x3380000033800000
+DATA vectorConstants<>+2304(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2312(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2320(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2328(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2336(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2344(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2352(SB)/8, $0x3ed413cd3ed413cd
+DATA vectorConstants<>+2360(SB)/8, $0x3ed413cd3ed413cd
+GLOBL vectorConstants<>(SB), RODATA|NOPTR, $2368
 
 DATA vectorTails<>+0(SB)/8, $0xffffffffffffffff
 DATA vectorTails<>+8(SB)/8, $0xffffffffffffffff

@@ -243,11 +243,12 @@ func optimiser(t *table, wide bool) {
 
 func gates(t *table, wide bool) {
 	k := begin(t, wide, "GateForward", "func(logA, s, z []float32, inverseTau float32)", "z", "logA", "s")
+	k.woven = true
 	inverseTau := k.scalar("inverseTau")
-	k.hold(expConstants, logConstants)
-	k.loop(1, func(at place) {
+	k.hold(reduceConstants, logConstants)
+	k.loop(2, func(at place) {
 		z := k.load("z", at)
-		l := k.log1pUnit(k.exp(k.minusMagnitude(z)))
+		l := k.log1pUnit(k.expNegative(k.minusMagnitude(z)))
 		logA := k.multiply(k.subtract(k.atMost(z, k.zero()), l), inverseTau)
 		k.store("logA", at, logA)
 		k.store("s", at, k.negative(k.expm1Negative(logA)))
@@ -255,15 +256,16 @@ func gates(t *table, wide bool) {
 	k.end()
 
 	k = begin(t, wide, "GateBackward", "func(dz, dA, logA, z []float32, inverseTau float32)", "z", "dz", "dA", "logA")
+	k.woven = true
 	inverseTau = k.scalar("inverseTau")
-	k.hold(expConstants)
-	k.loop(1, func(at place) {
+	k.hold(reduceConstants)
+	k.loop(2, func(at place) {
 		z := k.load("z", at)
-		e := k.exp(k.minusMagnitude(z))
+		e := k.expNegative(k.minusMagnitude(z))
 		numerator := k.choose(k.compare(atLeastEqual, z, k.c(0)), e, k.cr(1))
 		// sigmoid(-z) is e/(1+e) for z >= 0 and 1/(1+e) below.
 		sigmoid := k.divide(numerator, k.add(e, k.c(1)))
-		d := k.multiply(k.load("dA", at), k.exp(k.load("logA", at)))
+		d := k.multiply(k.load("dA", at), k.expNegative(k.load("logA", at)))
 		k.store("dz", at, k.multiply(d, k.multiply(sigmoid, inverseTau)))
 	})
 	k.end()

@@ -1,7 +1,8 @@
 // Command vector generates the vector kernels of package kernel for AVX2 and AVX-512 from one description.
 //
 // Every kernel is a body over one register of lanes, which loop repeats: several registers a step where memory is the
-// bound, one a step where arithmetic is (the machine overlaps the steps by itself), and a last one under a mask, so
+// bound, one a step where arithmetic is (the machine overlaps the steps by itself, but the longest, whose steps are
+// woven), and a last one under a mask, so
 // that nothing outside a slice is read or written. Only masks differ between the two instruction sets: vector registers
 // that start with ones in AVX2, mask registers in AVX-512.
 //
@@ -9,6 +10,7 @@
 package main
 
 import (
+	"iter"
 	"math"
 
 	. "github.com/mmcloughlin/avo/build"
@@ -80,6 +82,8 @@ type kernel struct {
 	count    reg.GPVirtual
 	tail     Op // the mask of the last, partial register; nil elsewhere
 	held     map[uint32]reg.VecVirtual
+	woven    bool   // the bodies of a step are emitted in turn
+	pause    func() // lets the other bodies of a weave go on; nil elsewhere
 }
 
 // A place is where in the slices a body works: registers past the index.
@@ -120,9 +124,7 @@ func (k *kernel) loop(unroll int, body func(at place)) {
 		LEAQ(Mem{Base: k.index, Disp: registers * k.lanes}, next)
 		CMPQ(next, k.count)
 		JGT(LabelRef(after))
-		for i := range registers {
-			body(place(i))
-		}
+		k.weave(registers, body)
 		MOVQ(next, k.index)
 		JMP(LabelRef(label))
 	}
@@ -137,6 +139,38 @@ func (k *kernel) loop(unroll int, body func(at place)) {
 	body(0)
 	k.tail = nil
 	Label("done")
+}
+
+// weave emits the bodies of one step; woven ones instruction by instruction in turn, as the machine's schedulers, which hold fewer
+// than a long body has, do not overlap bodies behind each other.
+func (k *kernel) weave(registers int, body func(at place)) {
+	if !k.woven {
+		for i := range registers {
+			body(place(i))
+		}
+		return
+	}
+	bodies, pauses := make([]func() (struct{}, bool), registers), make([]func(), registers)
+	for i := range bodies {
+		bodies[i], _ = iter.Pull(func(yield func(struct{}) bool) {
+			pauses[i] = func() { yield(struct{}{}) }
+			k.pause = pauses[i]
+			body(place(i))
+		})
+	}
+	for left := registers; left > 0; {
+		for i, next := range bodies {
+			if next == nil {
+				continue
+			}
+			k.pause = pauses[i]
+			if _, more := next(); !more {
+				bodies[i] = nil
+				left--
+			}
+		}
+	}
+	k.pause = nil
 }
 
 // tailMask makes the mask of the first count lanes.
@@ -156,7 +190,11 @@ func (k *kernel) tailMask() {
 	k.tail = mask
 }
 
+// vector is a new register. A body asks for one before most instructions, which is where a weave changes bodies.
 func (k *kernel) vector() reg.VecVirtual {
+	if k.pause != nil {
+		k.pause()
+	}
 	if k.wide {
 		return ZMM()
 	}
@@ -205,9 +243,12 @@ func (k *kernel) scalar(name string) reg.VecVirtual {
 
 // hold keeps constants in registers through the loop, where there are enough of them.
 func (k *kernel) hold(constants ...[]float32) {
-	const spare = 20
 	if !k.wide {
 		return
+	}
+	spare := 20
+	if k.woven {
+		spare = 10
 	}
 	for _, list := range constants {
 		for _, c := range list {

@@ -18,6 +18,7 @@ const (
 	expUnderflow = -103.972084
 	expOverflow  = 89
 	expBounded   = 87
+	expZero      = 104 // exp(-104) is 0
 )
 
 var (
@@ -74,6 +75,15 @@ func (k *kernel) exp(x Op) reg.VecVirtual {
 	VPSUBD(half, n, rest)
 	y := k.multiply(k.add(p, k.c(1)), k.exponential2(half))
 	return k.keep(inside, k.multiply(y, k.exponential2(rest)))
+}
+
+// expNegative is exp(x) for x <= 0: what exp is, in one step less, as the power 24 places up is a normal number.
+func (k *kernel) expNegative(x Op) reg.VecVirtual {
+	n, p := k.reduced(k.atLeast(x, k.cr(-expZero)))
+	d := k.vector()
+	VPADDD(k.word(127+24), n, d)
+	VPSLLD(U8(23), d, d)
+	return k.multiply(k.multiply(k.add(p, k.c(1)), d), k.c(0x1p-24))
 }
 
 // expBounded is exp(x) with x clamped to where 2^n is a normal number.
