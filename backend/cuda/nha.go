@@ -154,19 +154,23 @@ func (s nhaShape) shared(pass int) int {
 	case nhaContribute:
 		return keys + values + gates
 	case nhaForward:
-		n := keys + max(keys+values, valueSums) + 3*row
+		n := max(2*keys, valueSums) + 3*row + keys + values
 		if s.slots > 0 {
 			n += keys + values + slotKeys + slotValues + gates
 		}
 		return n
 	case nhaQueries:
-		n := keys + values + max(keys+values, keySums) + 5*row
+		windowTiles := 1
+		if max(s.key, s.value) <= 64 {
+			windowTiles = 2
+		}
+		n := max(keys+values, keySums) + windowTiles*(keys+values) + keys + 5*row
 		if s.slots > 0 {
-			n += keys + values + slotKeys + slotValues + 2*weights + gates + gate + s.slots*4
+			n += keys + values + max(slotKeys+slotValues, 2*weights) + gates + s.slots*4
 		}
 		return n
 	case nhaSlots:
-		return max(keys+values+slotKeys+slotValues, 2*gate) + max(keys+values+2*weights, keySums+valueSums) + gates + gate + 5*s.slots*4
+		return max(keys+values+slotKeys+slotValues, 2*gate) + max(keys+values+2*weights, keySums, valueSums) + gates + gate + 5*s.slots*4
 	case nhaWindow:
 		return keys + values + max(keys+values, keySums+valueSums) + 2*row
 	}
@@ -223,17 +227,19 @@ func (s nhaShape) defines(pass int, exact bool, together int) []define {
 	return []define{number("PASS", pass), number("KEY_DIM", s.key), number("VALUE_DIM", s.value), number("SLOTS", s.slots), flag("EXACT", exact), number("SEGMENT", nhaSegment), number("BLOCKS", together)}
 }
 
-// bySegment is a block for every segment and kv head, bySlot one for 256 numbers of the slots of a sequence and kv head.
+// bySegment is a block for every segment and kv head, bySlot one for 1024 numbers of the slots of a sequence and kv head.
 func (r *nhaRun) bySegment() grid { return grid{r.segments, r.c.KVHeads, 1} }
 
 func (r *nhaRun) bySlot() grid {
-	return grid{blocks(r.shape().state(), 256), r.c.KVHeads, len(r.sequences)}
+	return grid{blocks(r.shape().state(), 4*256), r.c.KVHeads, len(r.sequences)}
 }
 
 func (r *nhaRun) queryHeads() arg { return integer(r.c.QueryHeads) }
 func (r *nhaRun) heads() arg      { return integer(r.c.KVHeads) }
-func (r *nhaRun) window() arg     { return integer(r.c.Window) }
-func (r *nhaRun) scale() arg      { return f32(r.c.Scale) }
+
+// window is W, or as many tokens as there are: kernels may add to it.
+func (r *nhaRun) window() arg { return integer(min(r.c.Window, r.longest)) }
+func (r *nhaRun) scale() arg  { return f32(r.c.Scale) }
 
 // normalizer is 1/tau; without slots there is none.
 func (r *nhaRun) normalizer() arg {
@@ -274,7 +280,7 @@ func (r *nhaRun) backward() {
 	}
 	exact, inner := b.scratch(4*n*c.QueryHeads), b.scratch(4*n*c.QueryHeads)
 	weights, dlogits := b.scratch(2*n*c.QueryHeads*shape.slots), b.scratch(2*n*c.QueryHeads*shape.slots)
-	earlier := b.scratch(2 * n * c.KVHeads * shape.slots)
+	earlier := b.scratch(2 * n * c.QueryHeads * shape.slots)
 	if g.DZ.Present() { // tokens that stay in the window have no part in the slots
 		b.d.fill(g.DZ.Address(), 0, g.DZ.Len()*g.DZ.DType.Size())
 	}

@@ -62,10 +62,25 @@ struct Sequence {
         return h * capacity + (r >= capacity ? r - capacity : r);
     }
     __device__ __forceinline__ i64 row(int e) const { return at + e - held; }
-    template <typename T> __device__ __forceinline__ const T* token(const T* x, const T* in_ring, int e, int h, int heads, int width) const {
-        return e < held ? in_ring + ring(h, e) * width : x + (row(e) * heads + h) * width;
-    }
 };
+
+// Rows are one kv head's keys, values or gates: token e's is fresh + e stride, or in the ring.
+template <typename Fresh, typename Ring> struct Rows {
+    const Fresh* fresh;
+    const Ring* ring;
+    int held, stride, width, start, capacity, all;
+    __device__ __forceinline__ Rows(const Sequence& q, const Fresh* x, const Ring* in_ring, int h, int heads, int width)
+        : fresh(x + ((q.at - q.held) * heads + h) * width), ring(in_ring + h * q.capacity * width), held((int)q.held), stride(heads * width), width(width), start((int)q.start),
+          capacity((int)q.capacity), all(q.all()) {}
+    __device__ __forceinline__ const Ring* in_ring(int e) const {
+        int r = start + e;
+        return ring + (i64)(r >= capacity ? r - capacity : r) * width;
+    }
+    __device__ __forceinline__ const Fresh* operator[](int e) const { return fresh + (i64)e * stride; }
+};
+// at is the row of token e, null where there is none.
+typedef Rows<bf16, bf16> Tokens;
+__device__ __forceinline__ const bf16* at(const Tokens& x, int e) { return e < 0 || e >= x.all ? nullptr : e < x.held ? x.in_ring(e) : x[e]; }
 
 extern __shared__ __align__(16) char shared_memory[];
 __device__ uint4 nothing; // a valid address for copies of no bytes
@@ -105,38 +120,38 @@ __device__ __forceinline__ void tiles_loaded() {
     __syncthreads();
 }
 
-template <int N, typename Row> __device__ __forceinline__ void rotate_parts(bf16* tile, int width, const float* cosines, const float* sines, int first, Row row) {
+// rotate turns the rows of a tile of keys or queries, in place or to another, row r to position first + r; rows with a position below
+// least do not exist. Without tables it is a copy.
+template <int N> __device__ __forceinline__ void rotate_parts(bf16* to, const bf16* tile, int width, const float* cosines, const float* sines, int first, int least, int end) {
     const int half = width / 2, parts = half / N;
     for (int i = threadIdx.x; i < CHUNK * parts; i += THREADS) {
         int r = i / parts, c = i % parts * N;
-        const bf16* from = row(r);
-        float x[N] = {}, y[N] = {};
-        if (from) {
-            float cosine[N], sine[N], a[N], b[N];
-            load<N>(from + c, a);
-            load<N>(from + half + c, b);
+        float cosine[N] = {}, sine[N] = {}, a[N], b[N], x[N], y[N];
+        if (first + r >= least && first + r < end) {
             load<N>(cosines + (i64)(first + r) * half + c, cosine);
             load<N>(sines + (i64)(first + r) * half + c, sine);
-#pragma unroll
-            for (int n = 0; n < N; n++) x[n] = a[n] * cosine[n] - b[n] * sine[n], y[n] = b[n] * cosine[n] + a[n] * sine[n];
         }
-        store<N>(tile + r * KS + c, x);
-        store<N>(tile + r * KS + half + c, y);
+        load<N>(tile + r * KS + c, a);
+        load<N>(tile + r * KS + half + c, b);
+#pragma unroll
+        for (int n = 0; n < N; n++) x[n] = a[n] * cosine[n] - b[n] * sine[n], y[n] = b[n] * cosine[n] + a[n] * sine[n];
+        store<N>(to + r * KS + c, x);
+        store<N>(to + r * KS + half + c, y);
     }
 }
-
-// load_rotated is load_tile of keys or queries of width K, row r turned to position first + r; without tables not at all.
-template <typename Row> __device__ __forceinline__ void load_rotated(bf16* tile, int width, const float* cosines, const float* sines, int first, Row row) {
-    if (!cosines) {
-        load_tile<Kp>(tile, width, row);
-    } else if (width % 16 == 0) {
-        rotate_parts<8>(tile, width, cosines, sines, first, row);
-    } else {
-        rotate_parts<1>(tile, width, cosines, sines, first, row);
-        for (int i = threadIdx.x; i < CHUNK * 16; i += THREADS) // Kp - K is less than 16
-            if (width + i % 16 < Kp) tile[i / 16 * KS + width + i % 16].bits = 0;
+struct Turn {
+    const float *cosines, *sines;
+    int width, origin, all; // K; the token at position 0; tokens
+    __device__ __forceinline__ void operator()(bf16* to, const bf16* tile, int e0) const {
+        if (cosines) {
+            if (width % 16 == 0) rotate_parts<8>(to, tile, width, cosines, sines, e0 - origin, max(0, -origin), all - origin);
+            else rotate_parts<1>(to, tile, width, cosines, sines, e0 - origin, max(0, -origin), all - origin);
+        }
+        if (to != tile) // what has not been turned: padding, or everything
+            for (int i = threadIdx.x; i < CHUNK * Kp; i += THREADS)
+                if (!cosines || i % Kp >= width) to[i / Kp * KS + i % Kp] = tile[i / Kp * KS + i % Kp];
     }
-}
+};
 
 // Operands from tiles: A from rows m or (transposed) rows k, B from rows n or (transposed) rows k; B for 16 columns.
 __device__ __forceinline__ void load_a(u32 (&a)[4], const bf16* tile, int stride, int m, int k) {
@@ -193,21 +208,38 @@ __device__ __forceinline__ int pair() { return threadIdx.x % 4 * 2; }
 // gates fills, for the tokens that enter in the chunk of e0, G [64][Mp] in base 2 and L = G - log2 s. No token: a = 1, s = 0.
 struct Gates {
     float *G, *L, *part; // part: [4][Mp]
-    __device__ __forceinline__ void load(const Sequence& q, const bf16* z, int h, int heads, int e0, int window, float normalizer) const {
-        for (int item = threadIdx.x; item < 4 * Mp; item += THREADS) {
-            int i = item % Mp, first = item / Mp * 16;
-            float logits[16], sum = 0;
+    // fetch starts to copy the logits of new tokens to where L will be; the ring's tokens have log a itself, read by compute.
+    __device__ __forceinline__ void fetch(const Rows<bf16, float>& z, int e0, int window) const {
+        load_tile<Mp>((bf16*)L, z.width, [&](int r) {
+            int e = e0 + r, j = e - window;
+            return j >= z.held && e < z.all ? z[j] : nullptr;
+        });
+    }
+    __device__ __forceinline__ void compute(const Rows<bf16, float>& z, int e0, int window, float normalizer) const {
+        constexpr int EACH = (4 * Mp + THREADS - 1) / THREADS;
+        float logits[EACH][16];
+#pragma unroll
+        for (int n = 0; n < EACH; n++) {
+            int item = threadIdx.x + n * THREADS, i = item % Mp, first = item / Mp * 16;
+            if (item >= 4 * Mp) break;
 #pragma unroll
             for (int r = 0; r < 16; r++) {
                 int e = e0 + first + r, j = e - window;
-                logits[r] = 1e30f; // a = 1, s = 0
-                if (i < q.M() && j >= 0 && e < q.all()) logits[r] = j < q.held ? q.gates[q.ring(h, j) * q.M() + i] : to_float(z[(q.row(j) * heads + h) * q.M() + i]);
+                logits[n][r] = 1e30f; // a = 1, s = 0
+                if (i < z.width && j >= 0 && e < z.all) logits[n][r] = j < z.held ? z.in_ring(j)[i] : to_float(((const bf16*)L)[(first + r) * (Mp + 8) + i]);
             }
+        }
+        __syncthreads();
+#pragma unroll
+        for (int n = 0; n < EACH; n++) {
+            int item = threadIdx.x + n * THREADS, i = item % Mp, first = item / Mp * 16;
+            if (item >= 4 * Mp) break;
+            float sum = 0;
 #pragma unroll
             for (int r = 0; r < 16; r++) {
                 int j = e0 + first + r - window;
-                float x = logits[r], logA;
-                if (j >= 0 && j < q.held && x < 1e29f) {
+                float x = logits[n][r], logA;
+                if (j >= 0 && j < z.held && x < 1e29f) {
                     logA = x; // the ring keeps log a itself
                 } else {
                     float y = exp2_fast(-fabsf(x) * LOG2E);
@@ -303,9 +335,9 @@ struct State {
             }
         });
     }
-    // add is += w^T x over a chunk's rows, w(row, slot) given in float32: its rounding error takes part, as weights that are
-    // nearly equal would otherwise all err to the same side.
-    template <typename Weight> __device__ __forceinline__ void add(const bf16* keys_tile, const bf16* values_tile, Weight weight) {
+    // add is += w^T x over a chunk's rows, w(row, slot) given in float32. SPLIT: its rounding error takes part, as weights that
+    // are nearly equal would otherwise all err to the same side.
+    template <bool SPLIT, typename Weight> __device__ __forceinline__ void add(const bf16* keys_tile, const bf16* values_tile, Weight weight) {
         each([&](float (&x)[DP / 8][4], int i, bool keys) {
             const bf16* tile = keys ? keys_tile : values_tile;
             int width = keys ? Kp : Vp;
@@ -317,7 +349,7 @@ struct State {
                     int row = r + pair() + q / 2 * 8, slot = i + group() + q % 2 * 8;
                     float first = weight(row, slot, keys), second = weight(row + 1, slot, keys);
                     a[q] = pack_bf16(first, second);
-                    rest[q] = pack_bf16(first - unpack_low(a[q]), second - unpack_high(a[q]));
+                    if (SPLIT) rest[q] = pack_bf16(first - unpack_low(a[q]), second - unpack_high(a[q]));
                 }
 #pragma unroll
                 for (int n = 0; n < DP / 8; n += 2) {
@@ -326,6 +358,7 @@ struct State {
                     load_b_transposed(b, tile, width + 8, r, 8 * n);
                     mma_bf16(x[n], a, b[0], b[1]);
                     mma_bf16(x[n + 1], a, b[2], b[3]);
+                    if (!SPLIT) continue;
                     mma_bf16(x[n], rest, b[0], b[1]);
                     mma_bf16(x[n + 1], rest, b[2], b[3]);
                 }
@@ -335,7 +368,7 @@ struct State {
     // enter is the chunk's step from its first to its last state.
     __device__ __forceinline__ void enter(const Gates& g, const bf16* keys_tile, const bf16* values_tile) {
         fade(g);
-        add(keys_tile, values_tile, [&](int row, int slot, bool) { return exp2_fast(g.end(slot) - g.L[row * GS + slot]); });
+        add<true>(keys_tile, values_tile, [&](int row, int slot, bool) { return exp2_fast(g.end(slot) - g.L[row * GS + slot]); });
     }
 };
 
@@ -440,7 +473,7 @@ template <int D> __device__ __forceinline__ void write_slots(float (&d)[D / 8][4
 
 // segment_of is what a block works at: a segment of a sequence, and a kv head.
 struct Segment {
-    const Sequence& q;
+    const Sequence q;
     int h, first, end; // kv head, tokens
     i64 state;         // its index in states, heads counted in
     __device__ __forceinline__ Segment(const Sequence* sequences, const int* items, int heads)
@@ -461,23 +494,21 @@ extern "C" __global__ __launch_bounds__(THREADS) void nha_contribute(const Seque
     bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS);
     Gates g = {c.take<float>(CHUNK * GS), c.take<float>(CHUNK * GS), c.take<float>(4 * Mp)};
     Segment s(sequences, items, heads);
-    const Sequence& q = s.q;
-    const int h = s.h, K = q.K(), V = q.V();
+    const Sequence& q = s.q; // in registers
+    const int h = s.h, K = q.K(), V = q.V(), M = q.M();
+    const Tokens key_rows(q, k, q.keys, h, heads, K), value_rows(q, v, q.values, h, heads, V);
+    const Rows<bf16, float> gate_rows(q, z, q.gates, h, heads, M);
     State state;
     state.clear();
     float decay = 0; // of slot threadIdx.x
     for (int e0 = s.first; e0 < s.end; e0 += CHUNK) {
         if (e0 + CHUNK <= window) continue; // nothing enters
-        auto entering = [&](const bf16* x, const bf16* ring, int width) {
-            return [=, &q](int r) {
-                int e = e0 + r, j = e - window;
-                return j >= 0 && e < q.all() ? q.token(x, ring, j, h, heads, width) : (const bf16*)nullptr;
-            };
-        };
-        load_tile<Kp>(keys, K, entering(k, q.keys, K));
-        load_tile<Vp>(values, V, entering(v, q.values, V));
-        g.load(q, z, h, heads, e0, window, normalizer);
+        auto entering = [&](const Tokens& x) { return [&](int r) { return e0 + r < s.end ? at(x, e0 + r - window) : nullptr; }; };
+        load_tile<Kp>(keys, K, entering(key_rows));
+        load_tile<Vp>(values, V, entering(value_rows));
+        g.fetch(gate_rows, e0, window);
         tiles_loaded();
+        g.compute(gate_rows, e0, window, normalizer);
         state.enter(g, keys, values);
         if (threadIdx.x < Mp) decay += g.end(threadIdx.x);
         __syncthreads();
@@ -488,29 +519,38 @@ extern "C" __global__ __launch_bounds__(THREADS) void nha_contribute(const Seque
 #endif
 
 #if PASS == SCAN
-// A thread has one number of the slots and walks the segments, up for the slots, down for their adjoints.
+// A thread has four numbers of the slots and walks the segments, up for the slots, down for their adjoints, some of them read ahead.
 extern "C" __global__ __launch_bounds__(THREADS) void nha_scan(const Sequence* sequences, float* states, const float* decays, int heads, int down) {
-    const Sequence& q = sequences[blockIdx.z];
-    int at = blockIdx.x * THREADS + threadIdx.x, h = blockIdx.y, segments = q.segments();
+    constexpr int AHEAD = 4;
+    const Sequence q = sequences[blockIdx.z];
+    const int at = (blockIdx.x * THREADS + threadIdx.x) * 4, h = blockIdx.y, segments = q.segments();
     if (at >= STATE) return;
-    bool key = at < Mp * Kp;
-    int M = q.M(), width = key ? Kp : Vp, real = key ? q.K() : q.V(), in = key ? at : at - Mp * Kp, slot = in / width, column = in % width;
-    bool exists = slot < M && column < real;
-    i64 host = ((i64)h * M + slot) * real + column;
+    const bool key = at < Mp * Kp;
+    const int M = q.M(), width = key ? Kp : Vp, real = key ? q.K() : q.V(), in = key ? at : at - Mp * Kp, slot = in / width, column = in % width;
+    const i64 host = ((i64)h * M + slot) * real + column;
     const float* from = down ? (key ? q.dslot_keys : q.dslot_values) : (key ? q.slot_keys : q.slot_values);
     float* to = down ? (key ? q.initial_dkeys : q.initial_dvalues) : (key ? q.final_keys : q.final_values);
-    float x = exists && from ? from[host] : 0;
-    auto index = [&](int n) { return (q.base + (down ? segments - 1 - n : n)) * heads + h; };
-    float more = segments > 0 ? states[index(0) * STATE + at] : 0, decay = segments > 0 ? decays[index(0) * Mp + slot] : 0;
-    for (int n = 0; n < segments; n++) {
-        float next = 0, next_decay = 0;
-        if (n + 1 < segments) next = states[index(n + 1) * STATE + at], next_decay = decays[index(n + 1) * Mp + slot];
-        states[index(n) * STATE + at] = x;
-        x = fmaf(expm1f(decay * 0.69314718f), x, x) + more;
-        more = next, decay = next_decay;
+    float x[4];
+    for (int i = 0; i < 4; i++) x[i] = from && slot < M && column + i < real ? from[host + i] : 0;
+    auto set = [&](int n) { return (q.base + (down ? segments - 1 - n : n)) * heads + h; };
+    for (int n = 0; n < segments; n += AHEAD) {
+        float4 more[AHEAD];
+        float decay[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (n + i < segments) more[i] = *(const float4*)(states + set(n + i) * STATE + at), decay[i] = decays[set(n + i) * Mp + slot];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (n + i >= segments) break;
+            *(float4*)(states + set(n + i) * STATE + at) = make_float4(x[0], x[1], x[2], x[3]);
+            float fade = expm1f(decay[i] * 0.69314718f);
+            x[0] = fmaf(fade, x[0], x[0]) + more[i].x, x[1] = fmaf(fade, x[1], x[1]) + more[i].y;
+            x[2] = fmaf(fade, x[2], x[2]) + more[i].z, x[3] = fmaf(fade, x[3], x[3]) + more[i].w;
+        }
     }
-    states[((q.base + segments) * heads + h) * STATE + at] = x;
-    if (exists && to) to[host] = x;
+    *(float4*)(states + ((q.base + segments) * heads + h) * STATE + at) = make_float4(x[0], x[1], x[2], x[3]);
+    for (int i = 0; i < 4; i++)
+        if (to && slot < M && column + i < real) to[host + i] = x[i];
 }
 #endif
 
@@ -525,45 +565,57 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
                                                                          bf16* o, bf16* lse, bf16* share, int query_heads, int heads, int window, float scale, float normalizer,
                                                                          int mask, float sinks) {
     Carve c;
-    bf16* query = c.take<bf16>(CHUNK * KS);
-    char* region = c.take<char>(larger(CHUNK * (KS + VS) * 2, CHUNK * (Vp + 8) * 4));
-    bf16 *window_keys = (bf16*)region, *window_values = window_keys + CHUNK * KS;
-    float* partial = (float*)region;                                               // [64][Vp + 4] outputs of the second half,
-    float* statistics = c.take<float>(CHUNK * 3);                                  // and its maximum, sum and slots' sum
+    char* region = c.take<char>(larger(CHUNK * 2 * KS * 2, CHUNK * (Vp + 8) * 4));
+    bf16 *query = (bf16*)region, *turned = query + CHUNK * KS;
+    float* partial = (float*)region; // [64][Vp + 8] outputs of the second half, once queries have been read,
+    float* statistics = c.take<float>(CHUNK * 3); // and its maximum, sum and slots' sum
+    bf16 *window_keys = c.take<bf16>(CHUNK * KS), *window_values = c.take<bf16>(CHUNK * VS);
     const int lane_row = group(), warp = threadIdx.x / 32, t0 = warp % 4 * 16, half = warp / 4;
     Segment s(sequences, items, heads);
     const Sequence& q = s.q;
     const int h = s.h, each = query_heads / heads, origin = s.origin(window), K = q.K(), V = q.V(), M = q.M();
     const float scale2 = scale * LOG2E;
+    const Tokens key_rows(q, k, q.keys, h, heads, K), value_rows(q, v, q.values, h, heads, V);
 #if SLOTS > 0
+    const Rows<bf16, float> gate_rows(q, z, q.gates, h, heads, M);
     bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS), *slot_keys = c.take<bf16>(Mp * KS), *slot_values = c.take<bf16>(Mp * VS);
     Gates g = {c.take<float>(CHUNK * GS), c.take<float>(CHUNK * GS), c.take<float>(4 * Mp)};
     State state;
     state.read(states + s.state * STATE);
 #endif
+    const Turn turn = {cosines, sines, K, origin, q.all()};
+    int resident = -CHUNK; // the tile of the window that is in shared memory
+    auto fetch = [&](int u0) {
+        load_tile<Kp>(window_keys, K, [&](int r) { return at(key_rows, u0 + r); });
+        load_tile<Vp>(window_values, V, [&](int r) { return at(value_rows, u0 + r); });
+        resident = u0;
+    };
     for (int e0 = s.first; e0 < s.end; e0 += CHUNK) {
+        // Older tiles come first, then the slots while the chunk's own tile is on its way; that one is the next chunk's older tile.
+        const int older = window > 0 ? (min(window - 1, e0) + CHUNK - 1) / CHUNK : 0;
 #if SLOTS > 0
         const bool active = e0 + CHUNK > window || q.slot_keys; // otherwise the slots are empty before, in and after the chunk
         if (active) {
-            auto entering = [&](const bf16* x, const bf16* ring, int width) {
-                return [=, &q](int r) {
-                    int e = e0 + r, j = e - window;
-                    return j >= 0 && e < q.all() ? q.token(x, ring, j, h, heads, width) : (const bf16*)nullptr;
-                };
-            };
-            load_tile<Kp>(keys, K, entering(k, q.keys, K));
-            load_tile<Vp>(values, V, entering(v, q.values, V));
+            auto entering = [&](const Tokens& x) { return [&](int r) { return e0 + r < s.end ? at(x, e0 + r - window) : nullptr; }; };
+            load_tile<Kp>(keys, K, entering(key_rows));
+            load_tile<Vp>(values, V, entering(value_rows));
+            g.fetch(gate_rows, e0, window);
             state.publish(slot_keys, slot_values);
-            g.load(q, z, h, heads, e0, window, normalizer);
         }
 #endif
         for (int head = h * each; head < (h + 1) * each; head++) {
-            auto query_row = [&](int r) { return e0 + r < s.end ? queries + (q.row(e0 + r) * query_heads + head) * K : (const bf16*)nullptr; };
-            load_tile<Kp>(query, K, query_row);
-            load_rotated(window_keys, K, cosines, sines, e0 - origin, query_row);
+            load_tile<Kp>(query, K, [&](int r) { return e0 + r < s.end ? queries + (q.row(e0 + r) * query_heads + head) * K : (const bf16*)nullptr; });
+            const bool fetched = older > 0 && resident != e0 - older * CHUNK;
+            if (fetched) fetch(e0 - older * CHUNK);
             tiles_loaded();
+            turn(turned, query, e0);
+            if (fetched) turn(window_keys, window_keys, resident);
+#if SLOTS > 0
+            if (active && head == h * each) g.compute(gate_rows, e0, window, normalizer);
+#endif
+            __syncthreads();
             u32 x[Kp / 16][4];
-            load_rows(x, window_keys, KS, t0);
+            load_rows(x, turned, KS, t0);
             float out[Vp / 8][4], top[2] = {NONE, NONE}, sum[2] = {}, slots_sum[2] = {};
             zero(out);
             // raise moves the running maximum to cover new logits of a row.
@@ -572,18 +624,11 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
                 most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
                 if (most <= top[r]) return;
                 float f = exp2_fast(top[r] - most);
-                top[r] = most, sum[r] *= f;
+                top[r] = most, sum[r] *= f, slots_sum[r] *= f;
 #pragma unroll
                 for (int n = 0; n < Vp / 8; n++) out[n][2 * r] *= f, out[n][2 * r + 1] *= f;
             };
-            for (int u0 = e0; window > 0 && u0 > -CHUNK && u0 + CHUNK > e0 - window + 1; u0 -= CHUNK) {
-                auto token_row = [&](const bf16* x, const bf16* ring, int width) {
-                    return [=, &q](int r) { return u0 + r >= 0 && u0 + r < q.all() ? q.token(x, ring, u0 + r, h, heads, width) : (const bf16*)nullptr; };
-                };
-                __syncthreads();
-                load_rotated(window_keys, K, cosines, sines, u0 - origin, token_row(k, q.keys, K));
-                load_tile<Vp>(window_values, V, token_row(v, q.values, V));
-                tiles_loaded();
+            auto sweep = [&](int u0) {
                 for (int n = half * 16; n < CHUNK; n += 32) {
                     if (!in_window(u0 + n, e0 + t0, window)) continue;
                     float p[2][4];
@@ -610,6 +655,21 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
                     as_a(a, p);
                     add_times(out, a, window_values, VS, n);
                 }
+            };
+            for (int u0 = e0 - older * CHUNK; u0 < e0; u0 += CHUNK) {
+                if (resident != u0) {
+                    __syncthreads();
+                    fetch(u0);
+                    tiles_loaded();
+                    turn(window_keys, window_keys, u0);
+                    __syncthreads();
+                }
+                sweep(u0);
+            }
+            if (window > 0) {
+                __syncthreads();
+                fetch(e0);
+                copy_async_commit();
             }
 #if SLOTS > 0
             float p[MH / 8][4];
@@ -640,6 +700,13 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
             sum[0] += slots_sum[0], sum[1] += slots_sum[1];
             if (active) write_slots<Vp>(out, p, slot_values, values, g, t0, half);
 #endif
+            if (window > 0) {
+                tiles_loaded();
+                turn(window_keys, window_keys, e0);
+                __syncthreads();
+                load_rows(x, turned, KS, t0);
+                sweep(e0);
+            }
 #pragma unroll
             for (int r = 0; r < 2; r++)
 #pragma unroll
@@ -728,73 +795,120 @@ template <int N> __device__ __forceinline__ void add_rows(float* rows, const flo
 }
 #endif
 
+#if PASS >= QUERIES
+// write_rows writes sums in bf16 to the rows that row(r) gives, null for none; added(r): to what is there.
+template <int N, typename Row, typename Added> __device__ __forceinline__ void write_parts(const float* sums, int padded, int width, float scale, Row row, Added added) {
+    const int parts = width / N;
+    for (int i = threadIdx.x; i < CHUNK * parts; i += THREADS) {
+        int r = i / parts, c = i % parts * N;
+        bf16* to = row(r);
+        if (!to) continue;
+        float x[N], y[N] = {};
+        load<N>(sums + r * (padded + 8) + c, x);
+        if (added(r)) load<N>(to + c, y);
+#pragma unroll
+        for (int n = 0; n < N; n++) x[n] = x[n] * scale + y[n];
+        store<N>(to + c, x);
+    }
+}
+template <typename Row, typename Added> __device__ __forceinline__ void write_rows(const float* sums, int padded, int width, float scale, Row row, Added added) {
+    if (width % 8 == 0) write_parts<8>(sums, padded, width, scale, row, added);
+    else write_parts<1>(sums, padded, width, scale, row, added);
+}
+#endif
+
 #if PASS == QUERIES
 // A query's softmax is formed again in two sweeps over the window. The first gives the sum of the probabilities, which are not
 // quite 1 as bf16 has rounded lse, and d_t = sum of p times value . dO_t: dO_t . o_t of a rounded o_t would leave dl that do not add
-// up to 0. For the other passes: exact is lse in base 2, inner d_t, weights and dlogits the slots' p and dl [N, Hq, Mp], and earlier
-// [N, H, Mp] sum_n (l dl + p Vs.dO) as far as l and Vs come from before the block of 16.
+// up to 0. For the other passes: exact is lse in base 2, inner d_t, weights and dlogits the slots' p and dl, and earlier
+// l dl + p Vs.dO as far as l and Vs come from before the block of 16: all [N, Hq, Mp].
 extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queries(
     const Sequence* sequences, const int* items, const bf16* queries, const bf16* k, const bf16* v, const bf16* z, const float* cosines, const float* sines,
     const float* states, float* adjoints, const bf16* lse, const bf16* gradient, bf16* dq, float* exact, float* inner, bf16* weights, bf16* dlogits, bf16* earlier,
     int query_heads, int heads, int window, float scale, float normalizer, int mask, float sinks) {
     Carve c;
-    bf16 *query = c.take<bf16>(CHUNK * KS), *dout = c.take<bf16>(CHUNK * VS);
     char* region = c.take<char>(larger(CHUNK * (KS + VS) * 2, CHUNK * (Kp + 8) * 4));
-    bf16 *window_keys = (bf16*)region, *window_values = window_keys + CHUNK * KS;
-    float* sums = (float*)region; // [64][Kp + 8], once the window is done
+    bf16 *query = (bf16*)region, *dout = query + CHUNK * KS;
+    float* sums = (float*)region; // [64][Kp + 8], once these have been used
+    constexpr int TILE = CHUNK * (KS + VS), WINDOW_TILES = DP <= 64 ? 2 : 1;
+    bf16 *window_tiles = c.take<bf16>(WINDOW_TILES * TILE), *turned_query = c.take<bf16>(CHUNK * KS); // tiles of keys and values
     float *logs = c.take<float>(CHUNK), *totals = c.take<float>(4 * CHUNK); // totals: of p and of p times value . dO, by halves
     const int warp = threadIdx.x / 32, t0 = warp % 4 * 16, half = warp / 4, row = t0 + group();
     Segment s(sequences, items, heads);
     const Sequence& q = s.q;
     const int h = s.h, each = query_heads / heads, origin = s.origin(window), K = q.K(), V = q.V(), M = q.M();
     const float scale2 = scale * LOG2E;
+    const Tokens key_rows(q, k, q.keys, h, heads, K), value_rows(q, v, q.values, h, heads, V);
 #if SLOTS > 0
+    const Rows<bf16, float> gate_rows(q, z, q.gates, h, heads, M);
     constexpr int PS = Mp + 8;
-    bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS), *slot_keys = c.take<bf16>(Mp * KS), *slot_values = c.take<bf16>(Mp * VS);
-    bf16 *p_tile = c.take<bf16>(CHUNK * PS), *dl_tile = c.take<bf16>(CHUNK * PS);
+    bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS), *slot_keys = (bf16*)c.take<char>(larger(Mp * (KS + VS) * 2, 2 * CHUNK * PS * 2)), *slot_values = slot_keys + Mp * KS;
+    bf16 *p_tile = slot_keys, *dl_tile = p_tile + CHUNK * PS; // once a head's slots have been read
     Gates g = {c.take<float>(CHUNK * GS), c.take<float>(CHUNK * GS), c.take<float>(4 * Mp)};
-    float* parts = c.take<float>(CHUNK * GS); // of earlier
     float* before = c.take<float>(Mp); // G from the segment's start to the chunk's
     if (threadIdx.x < Mp) before[threadIdx.x] = 0;
     State state, adjoint;
     state.read(states + s.state * STATE);
     adjoint.clear();
 #endif
+    const Turn turn = {cosines, sines, K, origin, q.all()};
+    int resident[WINDOW_TILES]; // the tokens that window_tiles begin with
+    for (int& u0 : resident) u0 = -CHUNK;
+    auto place = [&](int u0) { return (u0 + CHUNK) / CHUNK % WINDOW_TILES; }; // u0 > -CHUNK
+    auto keys_of = [&](int u0) { return window_tiles + place(u0) * TILE; };
+    auto fetch = [&](int u0) {
+        int i = place(u0);
+        if (resident[i] == u0) return false;
+        load_tile<Kp>(keys_of(u0), K, [&](int r) { return at(key_rows, u0 + r); });
+        load_tile<Vp>(keys_of(u0) + CHUNK * KS, V, [&](int r) { return at(value_rows, u0 + r); });
+        resident[i] = u0;
+        return true;
+    };
     for (int e0 = s.first; e0 < s.end; e0 += CHUNK) {
+        const int older = window > 0 ? (min(window - 1, e0) + CHUNK - 1) / CHUNK : -1;
 #if SLOTS > 0
-        auto entering = [&](const bf16* x, const bf16* ring, int width) {
-            return [=, &q](int r) {
-                int e = e0 + r, j = e - window;
-                return j >= 0 && e < q.all() ? q.token(x, ring, j, h, heads, width) : (const bf16*)nullptr;
-            };
-        };
-        load_tile<Kp>(keys, K, entering(k, q.keys, K));
-        load_tile<Vp>(values, V, entering(v, q.values, V));
-        state.publish(slot_keys, slot_values);
-        g.load(q, z, h, heads, e0, window, normalizer);
-        for (int i = threadIdx.x; i < CHUNK * GS; i += THREADS) parts[i] = 0;
+        auto entering = [&](const Tokens& x) { return [&](int r) { return e0 + r < s.end ? at(x, e0 + r - window) : nullptr; }; };
+        load_tile<Kp>(keys, K, entering(key_rows));
+        load_tile<Vp>(values, V, entering(value_rows));
+        g.fetch(gate_rows, e0, window);
 #endif
         for (int head = h * each; head < (h + 1) * each; head++) {
             auto index = [&](int r) { return q.row(e0 + r) * query_heads + head; };
             auto query_row = [&](int r) { return e0 + r < s.end ? queries + index(r) * K : (const bf16*)nullptr; };
             load_tile<Kp>(query, K, query_row);
             load_tile<Vp>(dout, V, [&](int r) { return e0 + r < s.end ? gradient + index(r) * V : (const bf16*)nullptr; });
-            load_rotated(window_keys, K, cosines, sines, e0 - origin, query_row);
+            bool fetched[WINDOW_TILES] = {};
+#pragma unroll
+            for (int i = 0; i < WINDOW_TILES; i++)
+                if (i <= older) fetched[i] = fetch(e0 - i * CHUNK);
+#if SLOTS > 0
+            state.publish(slot_keys, slot_values);
+#endif
             if (threadIdx.x < CHUNK) logs[threadIdx.x] = e0 + threadIdx.x < s.end ? to_float(lse[index(threadIdx.x)]) * LOG2E : 1e30f; // no row: p = 0
             tiles_loaded();
+            turn(turned_query, query, e0);
+#pragma unroll
+            for (int i = 0; i < WINDOW_TILES; i++)
+                if (fetched[i]) turn(keys_of(e0 - i * CHUNK), keys_of(e0 - i * CHUNK), e0 - i * CHUNK);
+#if SLOTS > 0
+            if (head == h * each) g.compute(gate_rows, e0, window, normalizer);
+#endif
+            __syncthreads();
             u32 x[Kp / 16][4], y[Vp / 16][4];
-            load_rows(x, window_keys, KS, t0);
+            load_rows(x, turned_query, KS, t0);
             load_rows(y, dout, VS, t0);
             float log[2] = {logs[row], logs[row + 8]}, total[2] = {}, inside[2] = {};
             auto sweep = [&](auto use) { // of logits to probabilities, and of value . dO
-                for (int u0 = e0; window > 0 && u0 > -CHUNK && u0 + CHUNK > e0 - window + 1; u0 -= CHUNK) {
-                    auto token_row = [&](const bf16* x, const bf16* ring, int width) {
-                        return [=, &q](int r) { return u0 + r >= 0 && u0 + r < q.all() ? q.token(x, ring, u0 + r, h, heads, width) : (const bf16*)nullptr; };
-                    };
-                    __syncthreads();
-                    load_rotated(window_keys, K, cosines, sines, u0 - origin, token_row(k, q.keys, K));
-                    load_tile<Vp>(window_values, V, token_row(v, q.values, V));
-                    tiles_loaded();
+                for (int i = 0; i <= older; i++) {
+                    const int u0 = e0 - i * CHUNK;
+                    const bf16 *window_keys = keys_of(u0), *window_values = window_keys + CHUNK * KS;
+                    if (resident[place(u0)] != u0) {
+                        __syncthreads();
+                        fetch(u0);
+                        tiles_loaded();
+                        turn(keys_of(u0), keys_of(u0), u0);
+                        __syncthreads();
+                    }
                     for (int n = half * 16; n < CHUNK; n += 32) {
                         if (!in_window(u0 + n, e0 + t0, window)) continue;
                         float p[2][4], dp[2][4];
@@ -807,11 +921,11 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
                                 int u = u0 + n + 8 * m + pair() + i % 2, e = e0 + row + i / 2 * 8;
                                 p[m][i] = u >= 0 && u <= e && u > e - window ? exp2_fast(p[m][i] * scale2 - log[i / 2]) : 0;
                             }
-                        use(n, p, dp);
+                        use(window_keys, n, p, dp);
                     }
                 }
             };
-            sweep([&](int, float (&p)[2][4], float (&dp)[2][4]) {
+            sweep([&](const bf16*, int, float (&p)[2][4], float (&dp)[2][4]) {
 #pragma unroll
                 for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -856,29 +970,40 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
                 if (half == 0 && pair() == 0 && e0 + row + 8 * r < s.end) exact[index(row + 8 * r)] = log[r], inner[index(row + 8 * r)] = inside[r];
             }
 #if SLOTS > 0
+            u32 p_packed[MH / 8][2], dl_packed[MH / 8][2];
 #pragma unroll
             for (int n = 0; n < MH / 8; n++) {
-                int column = half * MH + 8 * n + pair();
+                float terms[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     p[n][i] *= inverse[i / 2];
                     dl[n][i] = p[n][i] * (dl[n][i] - inside[i / 2]);
                     u32 l = p_earlier[n][i / 2], read = dl_earlier[n][i / 2];
-                    parts[(row + i / 2 * 8) * GS + column + i % 2] += dl[n][i] * scale * (i % 2 ? unpack_high(l) : unpack_low(l)) + p[n][i] * (i % 2 ? unpack_high(read) : unpack_low(read));
+                    terms[i] = dl[n][i] * scale * (i % 2 ? unpack_high(l) : unpack_low(l)) + p[n][i] * (i % 2 ? unpack_high(read) : unpack_low(read));
                 }
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
-                    *(u32*)(p_tile + (row + 8 * r) * PS + column) = pack_bf16(p[n][2 * r], p[n][2 * r + 1]);
-                    *(u32*)(dl_tile + (row + 8 * r) * PS + column) = pack_bf16(dl[n][2 * r], dl[n][2 * r + 1]);
+                    p_packed[n][r] = pack_bf16(p[n][2 * r], p[n][2 * r + 1]);
+                    dl_packed[n][r] = pack_bf16(dl[n][2 * r], dl[n][2 * r + 1]);
+                    if (e0 + row + 8 * r < s.end) *(u32*)(earlier + index(row + 8 * r) * Mp + half * MH + 8 * n + pair()) = pack_bf16(terms[2 * r], terms[2 * r + 1]);
                 }
             }
             float straight[Kp / 8][4];
             zero(straight);
             write_slots<Kp>(straight, dl, slot_keys, keys, g, t0, half);
+            __syncthreads();
+#pragma unroll
+            for (int n = 0; n < MH / 8; n++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    int at = (row + 8 * r) * PS + half * MH + 8 * n + pair();
+                    *(u32*)(p_tile + at) = p_packed[n][r], *(u32*)(dl_tile + at) = dl_packed[n][r];
+                }
+            __syncthreads();
 #endif
             float turned[Kp / 8][4];
             zero(turned);
-            sweep([&](int n, float (&p)[2][4], float (&dp)[2][4]) {
+            sweep([&](const bf16* window_keys, int n, float (&p)[2][4], float (&dp)[2][4]) {
 #pragma unroll
                 for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -887,6 +1012,12 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
                 as_a(a, p);
                 add_times(turned, a, window_keys, KS, n);
             });
+#if SLOTS > 0
+            adjoint.add<false>(query, dout, [&](int r, int slot, bool key) {
+                float f = exp2_fast(before[slot] + g.G[r * GS + slot]);
+                return key ? f * scale * to_float(dl_tile[r * PS + slot]) : f * to_float(p_tile[r * PS + slot]);
+            });
+#endif
             __syncthreads();
             if (half == 1) store_rows(sums, turned, t0);
             __syncthreads();
@@ -898,10 +1029,6 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
             if (half == 0) add_rows(sums, straight, t0);
             __syncthreads();
             if (half == 1) add_rows(sums, straight, t0);
-            adjoint.add(query, dout, [&](int r, int slot, bool key) {
-                float f = exp2_fast(before[slot] + g.G[r * GS + slot]);
-                return key ? f * scale * to_float(dl_tile[r * PS + slot]) : f * to_float(p_tile[r * PS + slot]);
-            });
             for (int i = threadIdx.x; i < CHUNK * (Mp / 8); i += THREADS) {
                 int r = i / (Mp / 8), column = i % (Mp / 8) * 8;
                 if (e0 + r >= s.end) continue;
@@ -910,17 +1037,10 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
             }
 #endif
             __syncthreads();
-            for (int i = threadIdx.x; i < CHUNK * K; i += THREADS) {
-                int r = i / K, column = i % K;
-                if (e0 + r < s.end) dq[index(r) * K + column] = round_to<bf16>(sums[r * (Kp + 8) + column] * scale);
-            }
+            write_rows(sums, Kp, K, scale, [&](int r) { return e0 + r < s.end ? dq + index(r) * K : (bf16*)nullptr; }, [](int) { return false; });
             __syncthreads();
         }
 #if SLOTS > 0
-        for (int i = threadIdx.x; i < CHUNK * Mp; i += THREADS) {
-            int r = i / Mp, slot = i % Mp;
-            if (e0 + r < s.end) earlier[(q.row(e0 + r) * heads + h) * Mp + slot] = round_to<bf16>(parts[r * GS + slot]);
-        }
         if (threadIdx.x < Mp) before[threadIdx.x] += g.end(threadIdx.x);
         state.enter(g, keys, values);
         __syncthreads();
@@ -958,15 +1078,17 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
     char* front = c.take<char>(larger((CHUNK + Mp) * (KS + VS) * 2, 2 * CHUNK * GS * 4));
     bf16 *keys = (bf16*)front, *values = keys + CHUNK * KS, *u_tile = values + CHUNK * VS, *r_tile = u_tile + Mp * KS;
     float *later = (float*)front, *inside = later + CHUNK * GS; // D of queries behind and in the block, once the heads are done
-    char* region = c.take<char>(larger(CHUNK * (KS + VS + 2 * PS) * 2, CHUNK * (Kp + Vp + 16) * 4));
+    char* region = c.take<char>(larger(CHUNK * (KS + VS + 2 * PS) * 2, CHUNK * (DP + 8) * 4));
     bf16 *query = (bf16*)region, *dout = query + CHUNK * KS, *p_tile = dout + CHUNK * VS, *dl_tile = p_tile + CHUNK * PS;
-    float *key_sums = (float*)region, *value_sums = key_sums + CHUNK * (Kp + 8); // once the heads are done
+    float* sums = (float*)region; // of gradients, once the heads are done
     Gates g = {c.take<float>(CHUNK * GS), c.take<float>(CHUNK * GS), c.take<float>(4 * Mp)};
     float *crossing = c.take<float>(CHUNK * GS), *up = c.take<float>(4 * Mp), *through = c.take<float>(Mp); // crossing: c_t,. - c_.,t inside blocks
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, j0 = warp % 4 * 16, half = warp / 4, first = half * MH, row = j0 + group();
     Segment s(sequences, items, heads);
     const Sequence& q = s.q;
     const int h = s.h, each = query_heads / heads, K = q.K(), V = q.V(), M = q.M();
+    const Tokens key_rows(q, k, q.keys, h, heads, K), value_rows(q, v, q.values, h, heads, V);
+    const Rows<bf16, float> gate_rows(q, z, q.gates, h, heads, M);
     State adjoint;
     adjoint.read(adjoints + s.state * STATE);
     {
@@ -981,18 +1103,14 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
     }
     for (int e0 = s.first + (s.end - s.first - 1) / CHUNK * CHUNK; e0 >= s.first; e0 -= CHUNK) {
         __syncthreads();
-        auto entering = [&](const bf16* x, const bf16* ring, int width) {
-            return [=, &q](int r) {
-                int e = e0 + r, j = e - window;
-                return j >= 0 && e < q.all() ? q.token(x, ring, j, h, heads, width) : (const bf16*)nullptr;
-            };
-        };
-        load_tile<Kp>(keys, K, entering(k, q.keys, K));
-        load_tile<Vp>(values, V, entering(v, q.values, V));
+        auto entering = [&](const Tokens& x) { return [&](int r) { return e0 + r < s.end ? at(x, e0 + r - window) : nullptr; }; };
+        load_tile<Kp>(keys, K, entering(key_rows));
+        load_tile<Vp>(values, V, entering(value_rows));
+        g.fetch(gate_rows, e0, window);
         adjoint.publish(u_tile, r_tile);
-        g.load(q, z, h, heads, e0, window, normalizer);
         for (int i = threadIdx.x; i < CHUNK * GS; i += THREADS) crossing[i] = 0;
         tiles_loaded();
+        g.compute(gate_rows, e0, window, normalizer);
         const float *middle = g.G + (j0 + 8) * GS + first, *end = g.G + 63 * GS + first;
         float dkeys[Kp / 8][4], dvalues[Vp / 8][4], d[MH / 8][4], d_inside[MH / 8][4];
         zero(dkeys), zero(dvalues), zero(d), zero(d_inside);
@@ -1119,13 +1237,13 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
                     }
                 }
             }
-            adjoint.add(query, dout, [&](int r, int slot, bool key) {
+            adjoint.add<false>(query, dout, [&](int r, int slot, bool key) {
                 float f = exp2_fast(g.G[r * GS + slot]);
                 return key ? f * scale * to_float(dl_tile[r * PS + slot]) : f * to_float(p_tile[r * PS + slot]);
             });
         }
         __syncthreads();
-        if (half == 1) store_rows(key_sums, dkeys, j0), store_rows(value_sums, dvalues, j0);
+        if (half == 1) store_rows(sums, dkeys, j0);
 #pragma unroll
         for (int n = 0; n < MH / 8; n++)
 #pragma unroll
@@ -1136,14 +1254,20 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
                 crossing[at] -= rounded(exp2_fast(middle[slot] - g.L[at])) * d_inside[n][i];
             }
         __syncthreads();
-        if (half == 0) add_rows(key_sums, dkeys, j0), add_rows(value_sums, dvalues, j0);
+        if (half == 0) add_rows(sums, dkeys, j0);
         // up: what a block's queries have from before it, part: what its tokens give to queries behind it.
         auto strength = [&](int at) { return exp2_fast(g.G[at] - g.L[at]); };
-        auto from_earlier = [&](int r, int i) { return e0 + r < s.end ? to_float(earlier[(q.row(e0 + r) * heads + h) * Mp + i]) : 0; };
+        auto from_earlier = [&](int r, int i) {
+            float sum = 0;
+            for (int head = h * each; e0 + r < s.end && head < (h + 1) * each; head++) sum += to_float(earlier[(q.row(e0 + r) * query_heads + head) * Mp + i]);
+            return sum;
+        };
         for (int item = threadIdx.x; item < 4 * Mp; item += THREADS) {
             int i = item % Mp, start = item / Mp * 16;
             float gives = 0, has = 0;
-            for (int r = start; r < start + 16; r++) gives += strength(r * GS + i) * later[r * GS + i], has += from_earlier(r, i);
+#pragma unroll
+            for (int r = 0; r < 16; r++) has += from_earlier(start + r, i);
+            for (int r = start; r < start + 16; r++) gives += strength(r * GS + i) * later[r * GS + i];
             g.part[item] = gives, up[item] = has;
         }
         __syncthreads();
@@ -1154,10 +1278,14 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
             for (int b = 3; b > block; b--) over = (fades(b) ? 0 : over - g.part[b * Mp + i]) + up[b * Mp + i];
             over = fades(block) ? 0 : over - g.part[item];
             float below = g.part[item], above = 0; // of tokens before j to later queries, of queries from j on from before; and inside the block
-            for (int r = block * 16 + 15; r >= block * 16; r--) {
-                int at = r * GS + i, e = e0 + r, j = e - window;
+            float crosses[16];
+#pragma unroll
+            for (int r = 0; r < 16; r++) crosses[r] = from_earlier(16 * block + r, i) + crossing[(16 * block + r) * GS + i];
+#pragma unroll
+            for (int n = 15; n >= 0; n--) {
+                int r = 16 * block + n, at = r * GS + i, e = e0 + r, j = e - window;
                 below -= strength(at) * later[at];
-                above += from_earlier(r, i) + crossing[at];
+                above += crosses[n];
                 if (i >= M || j < 0 || e >= s.end) continue;
                 float a = exp2_fast(g.G[at] - (r ? g.G[at - GS] : 0)), dg = over + below + above - a * (later[at] + inside[at]);
                 if (j < q.held) {
@@ -1169,17 +1297,22 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
             }
             if (block == 0) up[i] += over; // Y at the chunk's start
         }
-        for (int i = threadIdx.x; i < CHUNK * (K + V); i += THREADS) {
-            int r = i / (K + V), column = i % (K + V), e = e0 + r, j = e - window;
-            if (j < 0 || e >= s.end) continue;
-            bool key = column < K;
-            if (!key) column -= K;
-            float x = key ? key_sums[r * (Kp + 8) + column] : value_sums[r * (Vp + 8) + column];
-            int width = key ? K : V;
-            bf16* to = j < q.held ? (key ? q.ring_dkeys : q.ring_dvalues) + ((i64)h * q.held + j) * width : (key ? dk : dv) + (q.row(j) * heads + h) * width;
-            to[column] = round_to<bf16>(x);
-        }
+        // put writes the gradients of the tokens' keys or values.
+        auto put = [&](bf16* fresh, bf16* ring, int width, int padded) {
+            auto row = [&](int r) -> bf16* {
+                int e = e0 + r, j = e - window;
+                if (j < 0 || e >= s.end) return nullptr;
+                return j < q.held ? ring + ((i64)h * q.held + j) * width : fresh + (q.row(j) * heads + h) * width;
+            };
+            write_rows(sums, padded, width, 1, row, [](int) { return false; });
+            __syncthreads();
+        };
+        put(dk, q.ring_dkeys, K, Kp);
+        if (half == 1) store_rows(sums, dvalues, j0);
         __syncthreads();
+        if (half == 0) add_rows(sums, dvalues, j0);
+        __syncthreads();
+        put(dv, q.ring_dvalues, V, Vp);
         if (threadIdx.x < Mp) through[threadIdx.x] = up[threadIdx.x];
     }
 }
@@ -1197,16 +1330,18 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_windo
     float *key_sums = (float*)region, *value_sums = key_sums + CHUNK * (Kp + 8);
     float *logs = c.take<float>(CHUNK), *inners = c.take<float>(CHUNK);
     const int warp = threadIdx.x / 32, u0 = warp % 4 * 16, half = warp / 4, row = u0 + group();
-    const Sequence& q = sequences[items[2 * blockIdx.x]];
+    const Sequence q = sequences[items[2 * blockIdx.x]];
     const int h = blockIdx.y, each = query_heads / heads, K = q.K(), V = q.V(), begin = items[2 * blockIdx.x + 1] * CHUNK, all = q.all();
     const int origin = window < all ? begin : 0;
+    const Tokens key_rows(q, k, q.keys, h, heads, K), value_rows(q, v, q.values, h, heads, V);
     const float scale2 = scale * LOG2E;
-    auto token_row = [&](const bf16* x, const bf16* ring, int width) {
-        return [=, &q](int r) { return begin + r < all ? q.token(x, ring, begin + r, h, heads, width) : (const bf16*)nullptr; };
-    };
-    load_rotated(keys, K, cosines, sines, begin - origin, token_row(k, q.keys, K));
-    load_tile<Vp>(values, V, token_row(v, q.values, V));
+    auto token_row = [&](const Tokens& x) { return [&](int r) { return at(x, begin + r); }; };
+    const Turn turn = {cosines, sines, K, origin, all};
+    load_tile<Kp>(keys, K, token_row(key_rows));
+    load_tile<Vp>(values, V, token_row(value_rows));
     tiles_loaded();
+    turn(keys, keys, begin);
+    __syncthreads();
     u32 x[Kp / 16][4], y[Vp / 16][4];
     load_rows(x, keys, KS, u0);
     load_rows(y, values, VS, u0);
@@ -1219,13 +1354,15 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_windo
             auto exists = [&](int r) { return e0 + r >= q.held && e0 + r < all; };
             auto index = [&](int r) { return q.row(e0 + r) * query_heads + head; };
             __syncthreads();
-            load_rotated(query, K, cosines, sines, e0 - origin, [&](int r) { return exists(r) ? queries + index(r) * K : (const bf16*)nullptr; });
+            load_tile<Kp>(query, K, [&](int r) { return exists(r) ? queries + index(r) * K : (const bf16*)nullptr; });
             load_tile<Vp>(dout, V, [&](int r) { return exists(r) ? gradient + index(r) * V : (const bf16*)nullptr; });
             if (threadIdx.x < CHUNK) {
                 logs[threadIdx.x] = exists(threadIdx.x) ? exact[index(threadIdx.x)] : 1e30f;
                 inners[threadIdx.x] = exists(threadIdx.x) ? inner[index(threadIdx.x)] : 0;
             }
             tiles_loaded();
+            turn(query, query, e0);
+            __syncthreads();
             for (int t0 = half * 16; t0 < CHUNK; t0 += 32) {
                 if (e0 + t0 + 15 < begin + u0 || e0 + t0 - window >= begin + u0 + 15) continue;
                 float p[2][4], dp[2][4];
@@ -1254,16 +1391,15 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_windo
     __syncthreads();
     if (cosines) turn_back(key_sums, K, cosines, sines, begin - origin, min(CHUNK, all - begin));
     __syncthreads();
-    for (int i = threadIdx.x; i < CHUNK * (K + V); i += THREADS) {
-        int r = i / (K + V), column = i % (K + V), j = begin + r;
-        if (j >= all) continue;
-        bool key = column < K;
-        if (!key) column -= K;
-        float x = key ? key_sums[r * (Kp + 8) + column] : value_sums[r * (Vp + 8) + column];
-        int width = key ? K : V;
-        bf16* to = j < q.held ? (key ? q.ring_dkeys : q.ring_dvalues) + ((i64)h * q.held + j) * width : (key ? dk : dv) + (q.row(j) * heads + h) * width;
-        bool entered = has_slots && window < all && j < all - window;
-        to[column] = round_to<bf16>(entered ? x + to_float(to[column]) : x);
-    }
+    auto put = [&](const float* sums, bf16* fresh, bf16* ring, int width, int padded) {
+        auto row = [&](int r) -> bf16* {
+            int j = begin + r;
+            if (j >= all) return nullptr;
+            return j < q.held ? ring + ((i64)h * q.held + j) * width : fresh + (q.row(j) * heads + h) * width;
+        };
+        write_rows(sums, padded, width, 1, row, [&](int r) { return has_slots && begin + r < all - window; });
+    };
+    put(key_sums, dk, q.ring_dkeys, K, Kp);
+    put(value_sums, dv, q.ring_dvalues, V, Vp);
 }
 #endif
