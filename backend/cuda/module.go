@@ -4,11 +4,12 @@ import (
 	"embed"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"unsafe"
 )
 
-//go:embed kernels/*.cu kernels/common.cuh
+//go:embed kernels/*.cu kernels/*.cuh
 var kernelFiles embed.FS
 
 // define is a constant of a kernel, -Dname=value.
@@ -74,16 +75,24 @@ func key(file string, defines []define) moduleKey {
 	return k
 }
 
-// source reads an embedded kernel file; common.cuh stands in front of every one.
+// source reads an embedded kernel file; common.cuh stands in front of every one, and a file may include others.
 func (k moduleKey) source() *moduleSource {
-	read := func(name string) string {
-		b, err := kernelFiles.ReadFile("kernels/" + name)
-		if err != nil {
-			panic("cuda: no kernel file " + name)
-		}
-		return string(b)
+	return &moduleSource{k, kernelText("common.cuh") + "\n" + kernelText(k.file)}
+}
+
+// kernelText is a kernel file with the files that it includes in place: NVRTC sees no folder.
+func kernelText(name string) string {
+	b, err := kernelFiles.ReadFile("kernels/" + name)
+	if err != nil {
+		panic("cuda: no kernel file " + name)
 	}
-	return &moduleSource{k, "#line 1 \"common.cuh\"\n" + read("common.cuh") + "\n#line 1 \"" + k.file + "\"\n" + read(k.file)}
+	lines := strings.Split("#line 1 \""+name+"\"\n"+string(b), "\n")
+	for i, l := range lines {
+		if included, ok := strings.CutPrefix(l, "#include "); ok {
+			lines[i] = kernelText(strings.Trim(included, "\"")) + fmt.Sprintf("\n#line %d \"%s\"", i+1, name)
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // list is the constants as words.

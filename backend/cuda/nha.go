@@ -7,7 +7,7 @@ import (
 	"nha/tensor"
 )
 
-// The operator (SPEC 1) on the card. In bf16 a sequence is cut into segments that are computed side by side (kernels/nha.cu):
+// The operator (SPEC 1) on the card. In bf16 a sequence is cut into segments that are computed side by side (kernels/nha.cuh):
 //
 //	forward   contribute, scan                the slots at segment starts
 //	          forward                         outputs
@@ -23,7 +23,7 @@ const (
 	nhaChunk   = 64
 )
 
-// The kernels of nha.cu, by PASS.
+// The kernels in bf16, by PASS.
 const (
 	nhaContribute = iota
 	nhaScan
@@ -33,9 +33,13 @@ const (
 	nhaWindow
 )
 
-var nhaEntries = [...]string{"nha_contribute", "nha_scan", "nha_forward", "nha_backward_queries", "nha_backward_slots", "nha_backward_window"}
+// nhaKernels are their files and entries.
+var nhaKernels = [...]struct{ file, entry string }{
+	{"nha_forward.cu", "nha_contribute"}, {"nha_forward.cu", "nha_scan"}, {"nha_forward.cu", "nha_forward"},
+	{"nha_backward.cu", "nha_backward_queries"}, {"nha_backward.cu", "nha_backward_slots"}, {"nha_window.cu", "nha_backward_window"},
+}
 
-// nhaSequence is a row of the table that kernels read: struct Sequence of nha.cu. Addresses are 0 for what is not there.
+// nhaSequence is a row of the table that kernels read: struct Sequence of nha.cuh. Addresses are 0 for what is not there.
 type nhaSequence struct {
 	at, tokens, held, start, capacity, base int64
 	key, value, slots                       int64 // K, V, M
@@ -185,19 +189,25 @@ func (s nhaShape) passes() []int {
 	return []int{nhaContribute, nhaScan, nhaForward, nhaQueries, nhaSlots, nhaWindow}
 }
 
-// together is how many blocks share a multiprocessor: two where their shared memory and their registers fit.
+// together is how many blocks are to share a multiprocessor: as many as have room for their registers and shared memory.
 func (s nhaShape) together(pass, available int) int {
 	const reserved = 1 << 10 // by CUDA, for every block
-	if (pass == nhaForward || pass == nhaWindow) && max(s.key, s.value) <= 64 && 2*(s.shared(pass)+reserved) <= available+reserved {
-		return 2
+	n := 1
+	if max(s.key, s.value) <= 64 && s.slots <= 64 {
+		switch pass {
+		case nhaContribute:
+			n = 3
+		case nhaForward, nhaWindow:
+			n = 2
+		}
 	}
-	return 1
+	return max(1, min(n, (available+reserved)/(s.shared(pass)+reserved)))
 }
 
-// launch queues a kernel of nha.cu over a grid.
+// launch queues a kernel over a grid.
 func (r *nhaRun) launch(pass int, g grid, args ...arg) {
 	const threads = 256
-	k := r.b.d.kernel("nha.cu", nhaEntries[pass], r.defines(pass)...)
+	k := r.b.d.kernel(nhaKernels[pass].file, nhaKernels[pass].entry, r.defines(pass)...)
 	r.b.d.launch(k, g, threads, r.shape().shared(pass), args...)
 }
 
@@ -211,7 +221,7 @@ func (r *nhaRun) defines(pass int) []define {
 func (r *nhaRun) compile() {
 	var missing []moduleKey
 	for _, pass := range r.shape().passes() {
-		k := key("nha.cu", r.defines(pass))
+		k := key(nhaKernels[pass].file, r.defines(pass))
 		if _, ok := r.b.d.modules.loaded[k]; !ok {
 			missing = append(missing, k)
 		}

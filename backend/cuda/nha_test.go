@@ -13,28 +13,24 @@ import (
 	"nha/tensor"
 )
 
-// nhaTestShapes are K, V and M as tests have them.
+// nhaTestShapes are K, V and M of the tests, one for each padded shape.
 var nhaTestShapes = [][3]int{
-	{4, 4, 7}, {4, 4, 0}, {64, 64, 64}, {64, 64, 7}, {64, 64, 0}, {32, 32, 16}, {32, 32, 64}, {32, 32, 32}, {32, 32, 0}, {16, 16, 64}, {24, 40, 7}, {24, 40, 0}, {40, 24, 7},
-	{16, 24, 16}, {128, 128, 16}, {128, 128, 64}, {128, 128, 0}, {128, 64, 80},
+	{4, 4, 7}, {4, 4, 0}, {16, 16, 64}, {16, 24, 16}, {24, 40, 7}, {24, 40, 0}, {40, 24, 7}, {32, 32, 16}, {32, 32, 64}, {32, 32, 0}, {64, 64, 64}, {64, 64, 0},
+	{128, 128, 16}, {128, 128, 0}, {128, 128, 80}, {128, 64, 80},
 }
 
 // nhaSharedPerBlock is Hopper's.
 const nhaSharedPerBlock = 227 << 10
 
-func nhaSpecialisations() (list [][]define) {
+func init() {
 	for _, x := range nhaTestShapes {
 		c := attention.Config{KeyDim: x[0], ValueDim: x[1], Slots: x[2]}
 		s := (&nhaRun{c: &attention.Call{Config: &c}, slots: c.Slots}).shape()
 		for _, pass := range s.passes() {
-			list = append(list, s.defines(pass, s == nhaShape{x[0], x[1], x[2]}, s.together(pass, nhaSharedPerBlock)))
+			file := nhaKernels[pass].file
+			specialisations[file] = append(specialisations[file], s.defines(pass, s == nhaShape{x[0], x[1], x[2]}, s.together(pass, nhaSharedPerBlock)))
 		}
 	}
-	return list
-}
-
-func init() {
-	specialisations["nha.cu"] = nhaSpecialisations()
 	specialisations["nha_f32.cu"] = [][]define{{word("REAL", "float")}}
 	specialisations["nha_final.cu"] = over(realTypes)
 }
@@ -108,8 +104,10 @@ func nhaCard(t testing.TB, d tensor.DType) *Backend {
 	b := card(t, d)
 	if d == tensor.BF16 {
 		var list []moduleKey
-		for _, s := range specialisations["nha.cu"] {
-			list = append(list, key("nha.cu", s))
+		for _, file := range []string{"nha_forward.cu", "nha_backward.cu", "nha_window.cu"} {
+			for _, s := range specialisations[file] {
+				list = append(list, key(file, s))
+			}
 		}
 		if err := b.d.load(list...); err != nil {
 			t.Fatal(err)

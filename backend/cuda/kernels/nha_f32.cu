@@ -6,7 +6,7 @@
 constexpr float NONE = -1e30f; // a logit that takes no part
 constexpr int THREADS = 256, CHUNK = 64;
 
-// Sequence is a row of the host's table, 8 bytes a field (nha.cu has the same).
+// Sequence is a row of the host's table, 8 bytes a field (nha.cuh has the same).
 struct Sequence {
     i64 at, tokens, held, start, capacity, base, key_dim, value_dim, slots;
     const float *keys, *values, *gates, *slot_keys, *slot_values;
