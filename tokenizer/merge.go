@@ -108,6 +108,7 @@ func (m *mergeTable) mergeShort(w *mergeWork) []int32 {
 // mergeAt is a pair that stood at a position when it was queued.
 type mergeAt struct{ rank, at int32 }
 
+//lint:ignore U1000 queue calls it through its constraint
 func (x mergeAt) before(y mergeAt) bool {
 	return x.rank < y.rank || x.rank == y.rank && x.at < y.at
 }

@@ -39,6 +39,7 @@ type candidate struct {
 	pair  int32
 }
 
+//lint:ignore U1000 queue calls it through its constraint
 func (x candidate) before(y candidate) bool {
 	return x.count > y.count || x.count == y.count && x.ids < y.ids
 }

@@ -193,7 +193,7 @@ func (o *Options) Set(name, text string) error {
 			for _, s := range strings.Split(text, ",") {
 				pattern, factor, ok := strings.Cut(s, "=")
 				if !ok && text != "" {
-					err = fmt.Errorf("%s %q: write PATTERN=FACTOR,...", name, text)
+					err = fmt.Errorf("%s %q: write PATTERN=FACTOR, with commas between several", name, text)
 					return
 				}
 				if ok {

@@ -56,7 +56,7 @@ func file(t *testing.T, text string) string {
 }
 
 func TestReadOptions(t *testing.T) {
-	got, err := ReadOptions(file(t, `
+	_, err := ReadOptions(file(t, `
 out = "runs/a"
 data = ["books.jsonl.zst", "more"]
 windows = "32 32 32 full"
@@ -68,7 +68,7 @@ f_proj = 10
 	if err == nil || !strings.Contains(err.Error(), `unknown key "betas"`) {
 		t.Errorf("error %v", err)
 	}
-	got, err = ReadOptions(file(t, "out = \"runs/a\"\ndata = [\"b\", \"c\"]\nlearning_rate = 1e-3\n[learning_rate_factors]\n\"attn.f_proj\" = 10\n"))
+	got, err := ReadOptions(file(t, "out = \"runs/a\"\ndata = [\"b\", \"c\"]\nlearning_rate = 1e-3\n[learning_rate_factors]\n\"attn.f_proj\" = 10\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
