@@ -29,7 +29,7 @@ func ParseWindows(pattern string, layers int) (Windows, error) {
 		w, err := parseWindow(name)
 		if err != nil {
 			if name == pattern {
-				return nil, err // it names all there is
+				return nil, fmt.Errorf("windows %q: %s", pattern, windowUse)
 			}
 			return nil, fmt.Errorf("windows %q: %w", pattern, err)
 		}
@@ -43,13 +43,15 @@ func ParseWindows(pattern string, layers int) (Windows, error) {
 	return tile(one, layers, pattern)
 }
 
+const windowUse = "use a number of tokens from 0, or full"
+
 func parseWindow(s string) (int, error) {
 	if s == "full" {
 		return attention.Full, nil
 	}
 	w, err := strconv.Atoi(s)
 	if err != nil || w < 0 || w >= attention.Full {
-		return 0, fmt.Errorf("window %q: use a number of tokens from 0, or full", s)
+		return 0, fmt.Errorf("window %q: %s", s, windowUse)
 	}
 	return w, nil
 }

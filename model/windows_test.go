@@ -45,8 +45,8 @@ func TestParseWindows(t *testing.T) {
 
 func TestParseWindowsRefuses(t *testing.T) {
 	for pattern, says := range map[string]string{
-		"-1": `window "-1"`, "ful": `window "ful"`, "": "does not divide", "32 full 32": "does not divide 4 layers", "0*32": "does not repeat",
-		"x*32": "does not repeat", "5*32": "more often", "1e9": `window "1e9"`, "2147483647": "window", "3*": `window ""`,
+		"-1": `"-1": use a number`, "ful": `"ful": use a number`, "": "does not divide", "32 full 32": "does not divide 4 layers", "0*32": "does not repeat",
+		"x*32": "does not repeat", "5*32": "more often", "1e9": `"1e9": use a number`, "2147483647": "window", "3*": `window ""`,
 	} {
 		if _, err := ParseWindows(pattern, 4); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v, want %q", pattern, err, says)
