@@ -30,6 +30,12 @@ type Backend interface {
 	Training
 }
 
+// Fault is a failure of a device under an op. Ops return no error, so it comes as a panic; programs recover it to say it in one line.
+type Fault interface {
+	error
+	Fault() // nothing but the mark
+}
+
 // Memory is a backend's storage.
 type Memory interface {
 	Alloc(d tensor.DType, s tensor.Shape) tensor.Tensor // zeroed

@@ -167,6 +167,9 @@ type Error struct {
 	Advice string         // what to do; may be empty
 }
 
+// Fault marks it as a backend.Fault.
+func (e *Error) Fault() {}
+
 func (e *Error) Error() string {
 	var s strings.Builder
 	s.WriteString("cuda: ")

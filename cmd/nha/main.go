@@ -28,7 +28,17 @@ type usageError struct{ error }
 func main() { os.Exit(run(os.Args[1:])) }
 
 // run is the program for the given arguments; it returns the exit code: 0, 1 for an error, 2 for wrong usage.
-func run(args []string) int {
+func run(args []string) (code int) {
+	defer func() {
+		if f := recover(); f != nil {
+			fault, ok := f.(backend.Fault)
+			if !ok {
+				panic(f)
+			}
+			fmt.Fprintf(os.Stderr, "nha: %v\n", fault)
+			code = 1
+		}
+	}()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
