@@ -26,7 +26,7 @@ import (
 
 const (
 	nhaPartsPerThread = 2 // parts aimed at: with a full window their work differs
-	nhaPartChunks     = 2 // chunks in a part, at least
+	nhaPartChunks     = 4 // chunks in a part, at least; a shorter sequence is the same bits however it is fed
 	nhaAside          = 4 // rows aside of a sequence, at most this many times its tokens
 )
 
@@ -38,7 +38,7 @@ type nhaPart struct {
 	decay           []float64 // log D
 	states          []float32 // slots at its start, then room for those behind it, which are the next part's start
 	adjoints        []float32 // adjoints in front of it, then those behind it
-	aside           []float32 // gradients of keys, then of values, of tokens [seen, from)
+	aside           []float32 // gradients of keys, then of values, of tokens [seen, owned)
 	seen            int
 }
 
@@ -94,9 +94,8 @@ func (n *nha) cut(c *attention.Call) {
 				p := nhaPart{index: i, head: head, number: number, count: count}
 				p.from, p.to = held+number*chunks/count*chunk, held+min(tokens, (number+1)*chunks/count*chunk)
 				if number > 0 {
-					p.owned = p.from
+					p.owned, p.seen = p.from, p.from-min(c.Window, p.from)
 				}
-				p.seen = max(0, p.from-min(c.Window, p.from))
 				n.parts = append(n.parts, p)
 			}
 		}
@@ -110,8 +109,7 @@ func (n *nha) cut(c *attention.Call) {
 
 // shareMemory gives the parts their room. Behind a head's last part there is room for one more state.
 func (n *nha) shareMemory(c *attention.Call) {
-	size := c.Slots
-	size = roundUp(size, kernel.SlotUnit) * (oddLines(roundUp(c.KeyDim, kernel.TileColumns)) + oddLines(roundUp(c.ValueDim, kernel.TileColumns)))
+	size := stateSize(c.Slots, c.KeyDim) + stateSize(c.Slots, c.ValueDim)
 	states, aside := 0, 0
 	for i := range n.parts {
 		p := &n.parts[i]
@@ -119,7 +117,7 @@ func (n *nha) shareMemory(c *attention.Call) {
 		if p.last() {
 			states += size
 		}
-		aside += (p.from - p.seen) * (c.KeyDim + c.ValueDim)
+		aside += (p.owned - p.seen) * (c.KeyDim + c.ValueDim)
 	}
 	n.decays = resize(n.decays, len(n.parts)*c.Slots)
 	n.states = resize(n.states, states)
@@ -132,7 +130,7 @@ func (n *nha) shareMemory(c *attention.Call) {
 		p.decay = n.decays[i*c.Slots : (i+1)*c.Slots]
 		p.states = n.states[states : states+2*size]
 		if n.grads != nil {
-			rows := (p.from - p.seen) * (c.KeyDim + c.ValueDim)
+			rows := (p.owned - p.seen) * (c.KeyDim + c.ValueDim)
 			p.adjoints, p.aside = n.adjoints[states:states+2*size], n.aside[aside:aside+rows]
 			aside += rows
 		}
@@ -142,6 +140,11 @@ func (n *nha) shareMemory(c *attention.Call) {
 		}
 	}
 }
+
+// stateSize is the length of a worker's keyState or valueState, rows being stateStride apart.
+func stateSize(slots, width int) int { return roundUp(slots, kernel.SlotUnit) * stateStride(width) }
+
+func stateStride(width int) int { return oddLines(roundUp(width, kernel.TileColumns)) }
 
 func resize[T any](x []T, n int) []T {
 	if cap(x) < n {
@@ -192,13 +195,14 @@ func (n *nha) scan(adjoints bool) {
 		}
 		at := 0
 		for _, width := range [2]int{n.call.KeyDim, n.call.ValueDim} {
-			stride := oddLines(roundUp(width, kernel.TileColumns))
+			stride := stateStride(width)
 			for slot, d := range p.decay {
 				row, sum := from[at+slot*stride:][:width], to[at+slot*stride:]
-				kernel.Axpy(sum, float32(math.Expm1(d)), row) // D near 1, rounded, would lose mass
-				kernel.Axpy(sum, 1, row)
+				factor, rest := decayOf(d)
+				kernel.Axpy(sum, factor, row)
+				kernel.Axpy(sum, rest, row)
 			}
-			at += roundUp(n.call.Slots, kernel.SlotUnit) * stride
+			at += stateSize(n.call.Slots, width)
 		}
 	}
 }
@@ -265,15 +269,27 @@ func (w *nhaWorker) sweepPart() {
 		}
 		for i, l := range sum {
 			w.decay[i] += float64(l)
-			forget := float32(math.Expm1(float64(l)))
+			factor, rest := decayOf(float64(l))
 			for _, x := range [2][]float32{w.keyState.Row(i)[:w.keyWidth], w.valueState.Row(i)[:w.valueWidth]} {
-				kernel.Axpy(x, forget, x)
+				if rest == 0 {
+					kernel.Scale(x, factor)
+				} else {
+					kernel.Axpy(x, factor, x)
+				}
 			}
 		}
 		kernel.MatrixTiles(w.Slots, w.keyWidth, w.count, w.s.Data, 1, w.s.Stride, w.x, w.keyState, true)
 		kernel.MatrixTiles(w.Slots, w.valueWidth, w.count, w.s.Data, 1, w.s.Stride, w.y, w.valueState, true)
 	}
 	w.mark(w.part.states, 1)
+}
+
+// decayOf is e^d as a sum. Near 1 it is e^d-1 and 1, as e^d, rounded, would lose mass; where it is small that would cancel.
+func decayOf(d float64) (factor, rest float32) {
+	if d < -math.Ln2 {
+		return float32(math.Exp(d)), 0
+	}
+	return float32(math.Expm1(d)), 1
 }
 
 func multiply(x, y []float32) { kernel.SoftmaxBackward(x, x, y, 0) }
@@ -341,7 +357,7 @@ func (w *nhaWorker) gatherAdjoints() {
 // rowsAside are where the gradients of token e go, one of those in front of the part.
 func (w *nhaWorker) rowsAside(p *nhaPart, e int) (dKey, dValue []float32) {
 	i := e - p.seen
-	return rowOf(p.aside, i, w.KeyDim), rowOf(p.aside[(p.from-p.seen)*w.KeyDim:], i, w.ValueDim)
+	return rowOf(p.aside, i, w.KeyDim), rowOf(p.aside[(p.owned-p.seen)*w.KeyDim:], i, w.ValueDim)
 }
 
 // addAside adds what the later parts of the head have for the tokens of this one.

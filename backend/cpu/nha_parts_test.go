@@ -19,6 +19,7 @@ func TestNHAParts(t *testing.T) {
 		hq, m   int
 		w       int
 		mask    bool
+		gate    float32 // mean of the gates' logits
 	}{
 		{lengths: []int{1100}, hq: 1, m: 20, w: 0},
 		{lengths: []int{1100}, held: 70, hq: 1, m: 20, w: 0},
@@ -30,52 +31,61 @@ func TestNHAParts(t *testing.T) {
 		{lengths: []int{700}, held: 100, hq: 2, m: 0, w: attention.Full},
 		{lengths: []int{900}, held: 100, hq: 1, m: 0, w: 64},
 		{lengths: []int{1, 900}, held: 50, hq: 3, m: 9, w: 21},
+		{lengths: []int{1000}, held: 50, hq: 2, m: 9, w: 21, gate: 8},
+		{lengths: []int{1000}, held: 50, hq: 2, m: 9, w: 21, gate: -60},
 		{lengths: []int{500, 0, 400}, held: 50, hq: 2, m: 9, w: 21},
 	} {
 		c, g := statefulCall(uint64(i), s.lengths, s.held, s.hq, s.m, s.w, s.mask)
+		if c.Z.Present() {
+			for i := range c.Z.F32() {
+				c.Z.F32()[i] += s.gate
+			}
+		}
 		want, wantG := wide(c, g)
 		attention.Forward(want)
 		attention.Backward(want, wantG)
-		for _, threads := range []int{1, 2, 5} {
-			t.Run(fmt.Sprintf("T%v from %d Hq%d M%d W%d mask %v threads %d", s.lengths, s.held, s.hq, s.m, s.w, s.mask, threads), func(t *testing.T) {
-				pool := kernel.NewPool(threads)
-				defer pool.Close()
-				n := newNHA(pool)
-				n.Forward(c)
-				n.Backward(c, g)
-				if cut := len(n.parts) > len(s.lengths); cut != (threads > len(s.lengths)) {
-					t.Errorf("%d parts", len(n.parts))
-				}
-				near := func(name string, got, want tensor.Tensor, limit float64) {
-					t.Helper()
-					if e := tensor.MaxError(got, want); got.Present() && !(e <= limit) {
-						t.Errorf("%s: error %.3g, limit %.3g", name, e, limit)
+		eachSet(t, func(t *testing.T) {
+			for _, threads := range []int{1, 2, 5} {
+				t.Run(fmt.Sprintf("T%v from %d Hq%d M%d W%d mask %v gates %v threads %d", s.lengths, s.held, s.hq, s.m, s.w, s.mask, s.gate, threads), func(t *testing.T) {
+					pool := kernel.NewPool(threads)
+					defer pool.Close()
+					n := newNHA(pool)
+					n.Forward(c)
+					n.Backward(c, g)
+					if cut := len(n.parts) > len(s.lengths); cut != (threads > len(s.lengths)) {
+						t.Errorf("%d parts", len(n.parts))
 					}
-				}
-				near("o", c.O, want.O, 2e-5)
-				near("lse", c.LSE, want.LSE, 2e-5)
-				near("share", c.Share, want.Share, 2e-5)
-				near("dq", g.DQ, wantG.DQ, 1e-4)
-				near("dk", g.DK, wantG.DK, 1e-4)
-				near("dv", g.DV, wantG.DV, 1e-4)
-				near("dz", g.DZ, wantG.DZ, 1e-4)
-				states := func(name string, got, want []*attention.State, limit float64) {
-					for i := range got {
-						x, y := got[i], want[i]
-						if x.Position != y.Position || x.Count != y.Count || x.Start != y.Start || x.Capacity() != y.Capacity() {
-							t.Fatalf("%s %d: another ring", name, i)
+					near := func(name string, got, want tensor.Tensor, limit float64) {
+						t.Helper()
+						if e := tensor.MaxError(got, want); got.Present() && !(e <= limit) {
+							t.Errorf("%s: error %.3g, limit %.3g", name, e, limit)
 						}
-						near(name+" slot keys", x.SlotKeys, y.SlotKeys, limit)
-						near(name+" slot values", x.SlotValues, y.SlotValues, limit)
-						near(name+" keys", x.Keys, y.Keys, limit)
-						near(name+" values", x.Values, y.Values, limit)
-						near(name+" gates", x.LogGates, y.LogGates, limit)
 					}
-				}
-				states("final state", c.Final, want.Final, 2e-5)
-				states("gradient of initial state", g.DInitial, wantG.DInitial, 1e-4)
-			})
-		}
+					near("o", c.O, want.O, 2e-5)
+					near("lse", c.LSE, want.LSE, 2e-5)
+					near("share", c.Share, want.Share, 2e-5)
+					near("dq", g.DQ, wantG.DQ, 1e-4)
+					near("dk", g.DK, wantG.DK, 1e-4)
+					near("dv", g.DV, wantG.DV, 1e-4)
+					near("dz", g.DZ, wantG.DZ, 1e-4)
+					states := func(name string, got, want []*attention.State, limit float64) {
+						for i := range got {
+							x, y := got[i], want[i]
+							if x.Position != y.Position || x.Count != y.Count || x.Start != y.Start || x.Capacity() != y.Capacity() {
+								t.Fatalf("%s %d: another ring", name, i)
+							}
+							near(name+" slot keys", x.SlotKeys, y.SlotKeys, limit)
+							near(name+" slot values", x.SlotValues, y.SlotValues, limit)
+							near(name+" keys", x.Keys, y.Keys, limit)
+							near(name+" values", x.Values, y.Values, limit)
+							near(name+" gates", x.LogGates, y.LogGates, limit)
+						}
+					}
+					states("final state", c.Final, want.Final, 2e-5)
+					states("gradient of initial state", g.DInitial, wantG.DInitial, 1e-4)
+				})
+			}
+		})
 	}
 }
 

@@ -1,10 +1,9 @@
 // Command vector generates the vector kernels of package kernel for AVX2 and AVX-512 from one description.
 //
 // Every kernel is a body over one register of lanes, which loop repeats: several registers a step where memory is the
-// bound, one a step where arithmetic is (the machine overlaps the steps by itself, but the longest, whose steps are
-// woven), and a last one under a mask, so
-// that nothing outside a slice is read or written. Only masks differ between the two instruction sets: vector registers
-// that start with ones in AVX2, mask registers in AVX-512.
+// bound, one a step where arithmetic is (the machine overlaps the steps by itself, but for the longest, which are woven),
+// and a last one under a mask, so that nothing outside a slice is read or written. Only masks differ between the two
+// instruction sets: vector registers that start with ones in AVX2, mask registers in AVX-512.
 //
 // From the folder above: go run ./vector -out ../vector_amd64.s -stubs ../vector_amd64.go -pkg kernel
 package main
