@@ -3,11 +3,14 @@ package kernel
 // The skinny product of decoding, y = x W^T with a few rows of x: W is read once, so memory is the floor and nothing is packed.
 //
 // Four rows of W stream past up to gemvDotRows rows of x, which stay in L1; further rows of x find the four still there.
-// Ranges of W's rows go to the threads.
+// Ranges of W's rows go to the threads; long ones, as the rows that a kernel fetches ahead are in vain at a range's end. Measured
+// with 48 MB of bfloat16 on two busy cores, GB/s: 10.0 without fetching ahead, 11.0 with it, 12.0 with long ranges too, where
+// plain sums read 17.
 
 const (
 	gemvRows   = 16           // m up to which a product is skinny
-	gemvChunk  = 64 << 10     // bytes of W to a range
+	gemvChunk  = 256 << 10    // bytes of W to a range
+	gemvLeast  = 64 << 10     // or, where that makes few ranges, this
 	gemvCols   = 64           // columns of C computed before they are written
 	gemvStride = gemvCols + 4 // the kernels write four at a time
 	gemvSerial = 64 << 10     // elements of W, times m, below which one thread is faster
@@ -36,7 +39,8 @@ func (j *gemmJob) runSkinny(p *Pool) {
 	if g.element != gemmF32 {
 		size = 2
 	}
-	j.cols = min(ceil(g.n, 4), ceil(g.n*g.k*size, gemvChunk))
+	bytes := g.n * g.k * size
+	j.cols = min(ceil(g.n, 4), max(ceil(bytes, gemvChunk), min(4*p.threads, ceil(bytes, gemvLeast))))
 	if g.m*g.n*g.k <= gemvSerial {
 		j.cols = 1
 	}
