@@ -48,12 +48,18 @@ func (b *Backend) Describe() string {
 // Close stops the pool's threads.
 func (b *Backend) Close() error { b.pool.Close(); return nil }
 
-func (b *Backend) Alloc(d tensor.DType, s tensor.Shape) tensor.Tensor { return tensor.New(d, s) }
-func (b *Backend) Free(tensor.Tensor)                                 {}
-func (b *Backend) Write(dst, src tensor.Tensor)                       { tensor.Convert(dst, src) }
-func (b *Backend) Read(dst, src tensor.Tensor)                        { tensor.Convert(dst, src) }
-func (b *Backend) Zero(t tensor.Tensor)                               { clear(t.Bytes()) }
-func (b *Backend) Copy(dst, src tensor.Tensor)                        { copy(dst.Bytes(), src.Bytes()) }
+// Alloc is memory of the Go heap, in huge pages where it is large.
+func (b *Backend) Alloc(d tensor.DType, s tensor.Shape) tensor.Tensor {
+	t := tensor.New(d, s)
+	preferHugePages(t.Bytes())
+	return t
+}
+
+func (b *Backend) Free(tensor.Tensor)           {}
+func (b *Backend) Write(dst, src tensor.Tensor) { tensor.Convert(dst, src) }
+func (b *Backend) Read(dst, src tensor.Tensor)  { tensor.Convert(dst, src) }
+func (b *Backend) Zero(t tensor.Tensor)         { clear(t.Bytes()) }
+func (b *Backend) Copy(dst, src tensor.Tensor)  { copy(dst.Bytes(), src.Bytes()) }
 
 func (b *Backend) NHA(c *attention.Call)                                 { b.nha.Forward(c) }
 func (b *Backend) NHABackward(c *attention.Call, g *attention.Gradients) { b.nha.Backward(c, g) }

@@ -13,6 +13,7 @@ const (
 	gemvLeast  = 64 << 10     // or, where that makes few ranges, this
 	gemvCols   = 64           // columns of C computed before they are written
 	gemvStride = gemvCols + 4 // the kernels write four at a time
+	gemvShort  = 1024         // k under which float32 rows go one after the other: one stream from memory, 18.6 GB/s against 14.5 for four at k = 576
 	gemvSerial = 64 << 10     // elements of W, times m, below which one thread is faster
 )
 
@@ -61,6 +62,13 @@ func (j *gemmJob) skinny(worker, index int) {
 
 // dots computes columns [from, to) of C, gemvCols at most, by way of the scratch in out.
 func (g *gemmCall) dots(out []float32, from, to int) {
+	if g.m == 1 && g.element == gemmF32 && g.k < gemvShort {
+		for c := from; c < to; c++ {
+			out[c-from] = vectors.dot(g.a[:g.k], g.b[c*g.ldb:c*g.ldb+g.k])
+		}
+		g.store(out, from, to, g.k)
+		return
+	}
 	k := g.k / gemvDotStep * gemvDotStep
 	groups := ceil(g.m, gemvDotRows)
 	for c := from; c < to; {
@@ -83,6 +91,11 @@ func (g *gemmCall) dots(out []float32, from, to int) {
 		}
 		c += width
 	}
+	g.store(out, from, to, k)
+}
+
+// store adds to the products in out what lies beyond k, and brings them to columns [from, to) of C.
+func (g *gemmCall) store(out []float32, from, to, k int) {
 	for i := range g.m {
 		y, to := out[i*gemvStride:i*gemvStride+to-from], g.c[i*g.ldc+from:i*g.ldc+to]
 		for p := k; p < g.k; p++ {
