@@ -22,13 +22,16 @@ import (
 // Tokens are counted as in package attention: e = held + t, the ring's tokens in front; token e-W enters the slots at e.
 
 const (
-	nhaRows    = 128  // rows (tokens x query heads of the group) aimed at in a chunk
-	nhaTokens  = 64   // tokens in a chunk, at most
-	nhaTile    = 64   // keys in a tile
-	nhaGroup   = 4    // tiles whose scores are held at once
-	nhaStretch = 64   // chunks whose states backward holds
-	nhaTurn    = 2048 // tokens, at least, that a finite window moves on before positions count anew
+	nhaRows   = 128  // rows (tokens x query heads of the group) aimed at in a chunk
+	nhaTokens = 64   // tokens in a chunk, at most
+	nhaTile   = 64   // keys in a tile
+	nhaGroup  = 4    // tiles whose scores are held at once
+	nhaTurn   = 2048 // tokens, at least, that a finite window moves on before positions count anew
 )
+
+// nhaStretch is how many chunks' states backward holds: 131072 tokens at 64 slots and heads of 64 are 64 MB a worker, a tenth of the tensors
+// themselves, and save a second sweep (8% of backward). Tests make it short.
+var nhaStretch = 2048
 
 // nha computes the operator on a pool. It owns its workers' scratch, which grows to the largest call and stays.
 type nha struct {
