@@ -20,17 +20,48 @@ const (
 	I64
 	I32
 	U8
+
+	// Quantised blocks, ggml's layouts and names: weights only. An element has no address of its own; a block has.
+	Q4_0
+	Q4_1
+	Q5_0
+	Q5_1
+	Q8_0
+	Q4_K
+	Q5_K
+	Q6_K
 )
 
 var dtypes = [...]struct {
-	name string
-	size int
-}{Invalid: {"invalid", 0}, F64: {"F64", 8}, F32: {"F32", 4}, F16: {"F16", 2}, BF16: {"BF16", 2}, I64: {"I64", 8}, I32: {"I32", 4}, U8: {"U8", 1}}
+	name            string
+	elements, bytes int // of a block; one element where the type is not quantised
+}{Invalid: {"invalid", 1, 0}, F64: {"F64", 1, 8}, F32: {"F32", 1, 4}, F16: {"F16", 1, 2}, BF16: {"BF16", 1, 2}, I64: {"I64", 1, 8}, I32: {"I32", 1, 4},
+	U8: {"U8", 1, 1}, Q4_0: {"Q4_0", 32, 18}, Q4_1: {"Q4_1", 32, 20}, Q5_0: {"Q5_0", 32, 22}, Q5_1: {"Q5_1", 32, 24}, Q8_0: {"Q8_0", 32, 34},
+	Q4_K: {"Q4_K", 256, 144}, Q5_K: {"Q5_K", 256, 176}, Q6_K: {"Q6_K", 256, 210}}
 
-// Size is the number of bytes of one element.
-func (d DType) Size() int { return dtypes[d].size }
+// Size is the number of bytes of one element. A quantised type has none: Bytes.
+func (d DType) Size() int {
+	if d.Quantized() {
+		panic("tensor: an element of " + d.String() + " has no size")
+	}
+	return dtypes[d].bytes
+}
 
-// String is the safetensors name: F32, BF16, ...
+// Block is the unit of storage: so many elements of a row in so many bytes. Rows are whole numbers of blocks.
+func (d DType) Block() (elements, bytes int) { return dtypes[d].elements, dtypes[d].bytes }
+
+// Bytes is the memory of n elements, which must be whole blocks.
+func (d DType) Bytes(n int) int {
+	if n%dtypes[d].elements != 0 {
+		panic(fmt.Sprintf("tensor: %d elements are not whole blocks of %v", n, d))
+	}
+	return n / dtypes[d].elements * dtypes[d].bytes
+}
+
+// Quantized reports whether d stores blocks of small integers with scales.
+func (d DType) Quantized() bool { return d >= Q4_0 }
+
+// String is the safetensors name: F32, BF16, ...; ggml's for quantised types.
 func (d DType) String() string { return dtypes[d].name }
 
 // Float reports whether d is a floating-point type.

@@ -78,7 +78,7 @@ type Tensor struct {
 
 // New is a zeroed host tensor.
 func New(d DType, s Shape) Tensor {
-	n := s.Len() * d.Size()
+	n := d.Bytes(s.Len())
 	if n == 0 {
 		return Tensor{DType: d, Shape: s, data: []byte{}}
 	}
@@ -88,7 +88,7 @@ func New(d DType, s Shape) Tensor {
 
 // FromBytes is a host tensor over data, which must be aligned for d and exactly as long as the shape asks.
 func FromBytes(d DType, s Shape, data []byte) Tensor {
-	if len(data) != s.Len()*d.Size() {
+	if len(data) != d.Bytes(s.Len()) {
 		panic(fmt.Sprintf("tensor: %d bytes for %v %v", len(data), d, s))
 	}
 	return Tensor{DType: d, Shape: s, data: data}
@@ -162,24 +162,24 @@ func replaceFirst(s Shape, n int) Shape {
 
 // At is the tensor of shape s that starts offset elements into t, the same memory.
 func (t Tensor) At(offset int, s Shape) Tensor {
-	size := t.DType.Size()
 	if offset < 0 || offset+s.Len() > t.Len() {
 		panic(fmt.Sprintf("tensor: %v at element %d of %v", s, offset, t.Shape))
 	}
 	t.Shape = s
 	if t.data != nil {
-		t.data = t.data[offset*size : (offset+s.Len())*size : (offset+s.Len())*size]
+		from, to := t.DType.Bytes(offset), t.DType.Bytes(offset+s.Len())
+		t.data = t.data[from:to:to]
 	} else {
-		t.address += uintptr(offset * size)
+		t.address += uintptr(t.DType.Bytes(offset))
 	}
 	return t
 }
 
 // Reinterpret is the beginning of t's memory as a tensor of type d and shape s.
 func (t Tensor) Reinterpret(d DType, s Shape) Tensor {
-	n := s.Len() * d.Size()
-	if n > t.Len()*t.DType.Size() {
-		panic(fmt.Sprintf("tensor: %v %v in %d bytes", d, s, t.Len()*t.DType.Size()))
+	n := d.Bytes(s.Len())
+	if n > t.DType.Bytes(t.Len()) {
+		panic(fmt.Sprintf("tensor: %v %v in %d bytes", d, s, t.DType.Bytes(t.Len())))
 	}
 	r := Tensor{DType: d, Shape: s, address: t.address}
 	if t.data != nil {
