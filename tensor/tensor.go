@@ -230,6 +230,12 @@ func (t Tensor) Clone() Tensor {
 
 // Value is element i of a host tensor as float64, whatever its type: for checks and reports, not for loops that matter.
 func (t Tensor) Value(i int) float64 {
+	if t.DType.Quantized() {
+		n, _ := t.DType.Block()
+		var block [maxBlock]float32
+		Dequantize(block[:n], t.At(i/n*n, Of(n)))
+		return float64(block[i%n])
+	}
 	switch t.DType {
 	case F64:
 		return t.F64()[i]
@@ -247,7 +253,7 @@ func (t Tensor) Value(i int) float64 {
 	return float64(t.data[i])
 }
 
-// SetValue rounds x to the element type and stores it as element i of a host tensor.
+// SetValue rounds x to the element type and stores it as element i of a host tensor, which is not quantised.
 func (t Tensor) SetValue(i int, x float64) {
 	switch t.DType {
 	case F64:
@@ -262,12 +268,14 @@ func (t Tensor) SetValue(i int, x float64) {
 		t.I64()[i] = int64(x)
 	case I32:
 		t.I32()[i] = int32(x)
-	default:
+	case U8:
 		t.data[i] = byte(x)
+	default:
+		panic("tensor: an element of " + t.DType.String() + " cannot be set alone")
 	}
 }
 
-// Convert copies src into dst, rounding to dst's element type. Both on the host, of equal length.
+// Convert copies src into dst, rounding to dst's element type (Quantize where it is quantised). Both on the host, of equal length.
 func Convert(dst, src Tensor) {
 	if dst.Len() != src.Len() {
 		panic(fmt.Sprintf("tensor: convert %v into %v", src.Shape, dst.Shape))
@@ -275,6 +283,8 @@ func Convert(dst, src Tensor) {
 	switch {
 	case dst.DType == src.DType:
 		copy(dst.data, src.data)
+	case dst.DType == F32 && src.DType.Quantized():
+		Dequantize(dst.F32(), src)
 	case dst.DType == F32 && src.DType == BF16:
 		d := dst.F32()
 		for i, b := range src.U16() {
@@ -285,10 +295,36 @@ func Convert(dst, src Tensor) {
 		for i, h := range src.U16() {
 			d[i] = F16ToF32(h)
 		}
+	case dst.DType == BF16 && src.DType == F32:
+		d := dst.U16()
+		for i, x := range src.F32() {
+			d[i] = F32ToBF16(x)
+		}
+	case dst.DType == F16 && src.DType == F32:
+		d := dst.U16()
+		for i, x := range src.F32() {
+			d[i] = F32ToF16(x)
+		}
+	case dst.DType.Quantized() && src.DType == F32:
+		Quantize(dst, src.F32())
+	case dst.DType.Quantized() || src.DType.Quantized():
+		convertPieces(dst, src)
 	default:
 		for i, n := 0, src.Len(); i < n; i++ {
 			dst.SetValue(i, src.Value(i))
 		}
+	}
+}
+
+// convertPieces goes through float32, a few blocks at a time.
+func convertPieces(dst, src Tensor) {
+	const piece = 16 * maxBlock
+	var buffer [piece]float32
+	for at, n := 0, src.Len(); at < n; at += piece {
+		s := Of(min(piece, n-at))
+		x := FromF32(buffer[:s.Len()], s.Len())
+		Convert(x, src.At(at, s))
+		Convert(dst.At(at, s), x)
 	}
 }
 
