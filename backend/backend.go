@@ -28,6 +28,7 @@ type Backend interface {
 	Pointwise
 	Attention
 	Training
+	Distillation
 }
 
 // Fault is a failure of a device under an op. Ops return no error, so it comes as a panic; programs recover it to say it in one line.
@@ -97,6 +98,23 @@ type Training interface {
 	Sum(x tensor.Tensor) float64
 	SumSquares(x tensor.Tensor) float64
 	AdamW(p, g, m, v tensor.Tensor, s AdamW)
+}
+
+// Distillation is losses against a teacher. The teacher gets no gradient.
+type Distillation interface {
+	// Distill mixes cross-entropy and the divergence from a teacher. With p = softmax(logits) and q = softmax(teacher), row by row:
+	//
+	//	nll = -log p(target),   kl = sum_i q_i log(q_i / p_i),   logits <- nllScale (p - onehot(target)) + klScale (p - q)
+	//
+	// A negative target counts nothing, in both: losses 0, zeros.
+	Distill(nll, kl, logits, teacher, targets tensor.Tensor, nllScale, klScale float64)
+	// DistillTop is Distill where of the teacher only the log-probabilities of k words are known, in every row different
+	// ones, ids [N k] (I32). What it gives to all others together is divided among them as the student does:
+	//
+	//	q_rest = 1 - sum_listed q_i,   kl = sum_listed q_i log(q_i / p_i) + q_rest log(q_rest / p_rest)
+	DistillTop(nll, kl, logits, logq, ids, targets tensor.Tensor, nllScale, klScale float64)
+	// SquaredError is loss[r] = sum_j (y[r,j] - target[r,j])^2 and the gradient 2 scale (y - target).
+	SquaredError(loss tensor.Tensor, dy Gradient, y, target tensor.Tensor, scale float64)
 }
 
 // AdamW is one step of decoupled Adam for one group of parameters (Loshchilov and Hutter 2019), counted from Step 1.

@@ -123,6 +123,27 @@ func CrossEntropy(b Backend, loss, logits, targets tensor.Tensor, scale float64)
 	b.CrossEntropy(loss, logits, targets, scale)
 }
 
+// Distill is the op distill.
+func Distill(b Backend, nll, kl, logits, teacher, targets tensor.Tensor, nllScale, klScale float64) {
+	n := logits.Rows()
+	require(nll.Len() == n && kl.Len() == n && teacher.Shape == logits.Shape && targets.Len() == n && targets.DType == tensor.I32, "distill", nll, kl, logits, teacher, targets)
+	b.Distill(nll, kl, logits, teacher, targets, nllScale, klScale)
+}
+
+// DistillTop is the op distill_top. The ids of a row differ from one another.
+func DistillTop(b Backend, nll, kl, logits, logq, ids, targets tensor.Tensor, nllScale, klScale float64) {
+	n := logits.Rows()
+	require(nll.Len() == n && kl.Len() == n && logq.Rows() == n && logq.Columns() < logits.Columns() && ids.Len() == logq.Len() && ids.DType == tensor.I32 &&
+		targets.Len() == n && targets.DType == tensor.I32, "distill_top", nll, kl, logits, logq, ids, targets)
+	b.DistillTop(nll, kl, logits, logq, ids, targets, nllScale, klScale)
+}
+
+// SquaredError is the op squared_error.
+func SquaredError(b Backend, loss tensor.Tensor, dy Gradient, y, target tensor.Tensor, scale float64) {
+	require(loss.Len() == y.Rows() && dy.Len() == y.Len() && target.Len() == y.Len(), "squared_error", loss, dy.Tensor, y, target)
+	b.SquaredError(loss, dy, y, target, scale)
+}
+
 // ApplyAdamW is the op adamw.
 func ApplyAdamW(b Backend, p, g, m, v tensor.Tensor, s AdamW) {
 	require(g.Len() == p.Len() && m.Len() == p.Len() && v.Len() == p.Len() && s.Step > 0, "adamw", p, g, m, v)

@@ -21,13 +21,14 @@ func init() {
 
 // Backend is the processor. It implements backend.Backend.
 type Backend struct {
-	pool  *kernel.Pool
-	nha   *nha
-	parts [][]float32 // one partial row per thread
-	task  rowTask
-	adamw adamwTask
-	embed embedTask
-	sums  sumTask
+	pool       *kernel.Pool
+	nha        *nha
+	parts      [][]float32 // one partial row per thread
+	task       rowTask
+	distilling distillTask
+	adamw      adamwTask
+	embed      embedTask
+	sums       sumTask
 }
 
 // Open starts the pool; threads 0 means GOMAXPROCS. The environment variable NHA_CPU forces an instruction set.

@@ -19,6 +19,8 @@ var specialisations = map[string][][]define{
 	"training.cu": append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, []define{word("PARAMETER", "bf16"), word("PARAMETER", "float")},
 		[]define{word("MOMENT", "bf16"), word("MOMENT", "float")}, widths),
 		over(realTypes[1:], []define{word("LOSS", "float")}, []define{word("PARAMETER", "float")}, []define{word("MOMENT", "float")}, widths)...),
+	"distill.cu": append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, widths, []define{number("LISTED", 1)}),
+		over(realTypes[1:], []define{word("LOSS", "float")}, widths, []define{number("LISTED", 1)})...),
 	"norm.cu": append(append(over(realTypes, []define{word("STATISTIC", "float")}, columns(1, 7, 33, 1000), widths[:1]),
 		over(realTypes, []define{word("STATISTIC", "float")}, columns(48, 64, 768, 1000, 4096), widths[1:])...),
 		over(realTypes[:1], []define{word("STATISTIC", "bf16")}, columns(7, 64, 768), widths[:1])...),

@@ -17,7 +17,8 @@ func Cases() []*Case {
 		}
 	}
 	for _, s := range []struct{ rows, n int }{{1, 1}, {3, 7}, {5, 64}, {129, 33}, {2, 1000}, {300, 48}} {
-		list = append(list, rmsNorm(s.rows, s.n), embed(s.rows, s.n), sumRows(s.rows, s.n), crossEntropy(s.rows, s.n+1))
+		list = append(list, rmsNorm(s.rows, s.n), embed(s.rows, s.n), sumRows(s.rows, s.n), crossEntropy(s.rows, s.n+1),
+			distill(s.rows, s.n+1), distillTop(s.rows, s.n+1, 1), distillTop(s.rows, s.n+9, 8), squaredError(s.rows, s.n))
 	}
 	for _, n := range []int{1, 15, 64, 1003, 20000} {
 		list = append(list, add(n), silu(n), swiglu(n), sums(n), adamw(n))

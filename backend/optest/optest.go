@@ -26,6 +26,7 @@ type Input struct {
 	Mean     float64
 	Ids      int  // I32 values from 0 to Ids-1 instead (from -1 with Negative)
 	Negative bool // every fifth id is -1
+	Distinct bool // the ids of a row differ from one another
 	Wide     bool // float32 where the backend's type is a 16-bit one
 }
 
@@ -105,6 +106,9 @@ func (c *Case) draw(seed uint64, d tensor.DType) (in, dout []tensor.Tensor) {
 			t := tensor.New(tensor.I32, x.Shape)
 			for i := range t.I32() {
 				t.I32()[i] = r.Int32N(int32(x.Ids))
+				if n := x.Shape.Dim(-1); x.Distinct && i%n > 0 {
+					t.I32()[i] = (t.I32()[i-1] + 1 + r.Int32N(int32(x.Ids/n))) % int32(x.Ids)
+				}
 				if x.Negative && i%5 == 4 {
 					t.I32()[i] = -1
 				}
