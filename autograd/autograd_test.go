@@ -45,8 +45,25 @@ func newNetwork(b backend.Backend) *network {
 }
 
 func (n *network) loss(t *Tape) float64 {
+	return n.head(t, n.blocks(t, t.Embed(n.parameters[0], t.Input(n.ids))))
+}
+
+// deep is loss with the blocks four times.
+func (n *network) deep(t *Tape) float64 {
+	x := t.Embed(n.parameters[0], t.Input(n.ids))
+	for range 4 {
+		x = n.blocks(t, x)
+	}
+	return n.head(t, x)
+}
+
+func (n *network) head(t *Tape, x *Value) float64 {
+	return t.Sum(t.CrossEntropy(x, n.parameters[10], t.Input(n.targets), 0.25))
+}
+
+// blocks is a block of attention and one of SwiGLU.
+func (n *network) blocks(t *Tape, x *Value) *Value {
 	p := n.parameters
-	x := t.Embed(p[0], t.Input(n.ids))
 	mark := t.Mark()
 	h := t.RMSNorm(x, p[1], 1e-5)
 	v := t.SiLU(t.Linear(h, p[4], nil, nil))
@@ -56,7 +73,7 @@ func (n *network) loss(t *Tape) float64 {
 	mark = t.Mark()
 	z := t.Add(t.SwiGLU(t.Linear(y, p[8], nil, nil), t.Linear(y, p[9], nil, x)), y)
 	t.Keep(mark, z)
-	return t.CrossEntropy(z, p[10], t.Input(n.targets), 0.25)
+	return z
 }
 
 // TestGradients holds every parameter's gradient against central differences, through ops, residuals and dropped activations.
@@ -104,6 +121,39 @@ func TestAccumulation(t *testing.T) {
 	}
 	if again := run(); again != once {
 		t.Errorf("written: %v, first %v", again, once)
+	}
+}
+
+// TestRecompute: whatever is computed again, gradients are the same bits, and the more, the less memory a deep network takes.
+func TestRecompute(t *testing.T) {
+	b, err := cpu.Open(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	var want []byte
+	var last int
+	for i, mode := range []Recompute{RecomputeNothing, RecomputeActivations, RecomputeBlocks} {
+		n, tape := newNetwork(b), New(b)
+		tape.SetRecompute(mode)
+		for range 3 { // the second finds memory that holds something else
+			tape.Reset()
+			n.deep(tape)
+			tape.Backward()
+		}
+		var got []byte
+		for _, p := range n.parameters {
+			got = append(got, p.Gradient.Bytes()...)
+		}
+		if i == 0 {
+			want = got
+		} else if string(got) != string(want) {
+			t.Errorf("mode %d: other gradients than with everything kept", mode)
+		} else if tape.Bytes() >= last {
+			t.Errorf("mode %d: %d bytes, %d with less computed again", mode, tape.Bytes(), last)
+		}
+		last = tape.Bytes()
+		tape.Close()
 	}
 }
 

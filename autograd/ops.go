@@ -21,10 +21,13 @@ func (t *Tape) Input(host tensor.Tensor) *Value {
 // Embed is rows of table [vocabulary, D] by ids [N] (I32): [N, D].
 func (t *Tape) Embed(table, ids *Value) *Value {
 	y := t.value(tensor.Of(ids.Len(), table.Columns()))
-	backend.Embed(t.b, y.Tensor, table.Tensor, ids.Tensor)
-	t.record(embedBackward, y, table, ids)
+	r := t.record(embedBackward, y, table, ids)
+	r.again = embed
+	embed(t, r)
 	return y
 }
+
+func embed(t *Tape, r *record) { backend.Embed(t.b, r.out.Tensor, r.in[0].Tensor, r.in[1].Tensor) }
 
 func embedBackward(t *Tape, r *record) {
 	backend.EmbedBackward(t.b, t.gradient(r.in[0]), r.out.Gradient, r.in[1].Tensor)
@@ -33,16 +36,22 @@ func embedBackward(t *Tape, r *record) {
 // Linear is x W^T + bias + residual for x [N, in], weight [out, in], bias [out] or nil, residual [N, out] or nil: [N, out].
 func (t *Tape) Linear(x, weight, bias, residual *Value) *Value {
 	y := t.value(tensor.Of(x.Rows(), weight.Rows()))
-	var b tensor.Tensor
-	if bias != nil {
-		b = bias.Tensor
-	}
-	if residual != nil {
-		t.b.Copy(y.Tensor, residual.Tensor)
-	}
-	backend.MatMul(t.b, backend.NT, backend.Gradient{Tensor: y.Tensor, Add: residual != nil}, x.Tensor, weight.Tensor, b)
-	t.record(linearBackward, y, x, weight, bias, residual)
+	r := t.record(linearBackward, y, x, weight, bias, residual)
+	r.again = linear
+	linear(t, r)
 	return y
+}
+
+func linear(t *Tape, r *record) {
+	var bias tensor.Tensor
+	if r.in[2] != nil {
+		bias = r.in[2].Tensor
+	}
+	if residual := r.in[3]; residual != nil {
+		backend.MatMulResidual(t.b, backend.NT, r.out.Tensor, r.in[0].Tensor, r.in[1].Tensor, bias, residual.Tensor)
+	} else {
+		backend.MatMul(t.b, backend.NT, backend.Gradient{Tensor: r.out.Tensor}, r.in[0].Tensor, r.in[1].Tensor, bias)
+	}
 }
 
 func linearBackward(t *Tape, r *record) {
@@ -63,8 +72,8 @@ func linearBackward(t *Tape, r *record) {
 func (t *Tape) RMSNorm(x, weight *Value, epsilon float64) *Value {
 	y := t.value(x.Shape)
 	r := t.record(rmsNormBackward, y, x, weight)
-	r.again, r.epsilon = rmsNorm, epsilon
-	r.rstd = t.scratch(r, 0, t.b.DType(), tensor.Of(x.Len()/weight.Len()))
+	r.again, r.cheap, r.epsilon = rmsNorm, true, epsilon
+	r.rstd = t.scratch(r, 0, t.statistic(), tensor.Of(x.Len()/weight.Len()))
 	rmsNorm(t, r)
 	t.finish(r)
 	return y
@@ -88,10 +97,13 @@ func (t *Tape) Rows(x *Value, from, to int) *Value {
 // Add is a + b, elementwise.
 func (t *Tape) Add(a, b *Value) *Value {
 	y := t.value(a.Shape)
-	backend.Add(t.b, y.Tensor, a.Tensor, b.Tensor)
-	t.record(addBackward, y, a, b)
+	r := t.record(addBackward, y, a, b)
+	r.again = add
+	add(t, r)
 	return y
 }
+
+func add(t *Tape, r *record) { backend.Add(t.b, r.out.Tensor, r.in[0].Tensor, r.in[1].Tensor) }
 
 func addBackward(t *Tape, r *record) {
 	if g := t.gradient(r.in[1]); g.Present() {
@@ -108,7 +120,7 @@ func addBackward(t *Tape, r *record) {
 func (t *Tape) SiLU(x *Value) *Value {
 	y := t.value(x.Shape)
 	r := t.record(siluBackward, y, x)
-	r.again = silu
+	r.again, r.cheap = silu, true
 	silu(t, r)
 	return y
 }
@@ -123,7 +135,7 @@ func siluBackward(t *Tape, r *record) {
 func (t *Tape) SwiGLU(gate, up *Value) *Value {
 	y := t.value(gate.Shape)
 	r := t.record(swigluBackward, y, gate, up)
-	r.again = swiglu
+	r.again, r.cheap = swiglu, true
 	swiglu(t, r)
 	return y
 }
@@ -159,28 +171,41 @@ func (t *Tape) NHA(c *attention.Config, lengths []int, q, k, v, z *Value, share 
 	n := q.Rows()
 	o = t.value(tensor.Of(n, c.QueryHeads*c.ValueDim))
 	if share {
-		w = t.value(tensor.Of(n, c.QueryHeads))
+		w = t.of(t.statistic(), tensor.Of(n, c.QueryHeads))
 	}
 	r := t.record(nhaBackward, o, q, k, v, z)
 	r.flows = flow
-	r.call = attention.Call{Config: c, Lengths: lengths, Q: q.Tensor, K: k.Tensor, V: v.Tensor, O: o.Tensor}
-	r.call.LSE = t.scratch(r, 0, t.b.DType(), tensor.Of(n, c.QueryHeads))
-	if z != nil {
-		r.call.Z = z.Tensor
+	r.call = attention.Call{Config: c, Lengths: lengths}
+	r.call.LSE = t.scratch(r, 0, t.statistic(), tensor.Of(n, c.QueryHeads))
+	if flow != nil {
+		r.call.Initial, r.call.Final = flow.Initial, flow.Final
+	} else {
+		r.again = nha // states may have moved on by then, so an op with some keeps its output
 	}
 	if share {
 		r.call.Share = w.Tensor
 	}
-	if flow != nil {
-		r.call.Initial, r.call.Final = flow.Initial, flow.Final
-	}
-	backend.NHA(t.b, &r.call)
+	nha(t, r)
+	r.call.Share = tensor.Tensor{}
 	t.finish(r)
 	return o, w
 }
 
+// nha computes o and the log-sum-exp, from where the tensors are now: some may have been dropped and computed again.
+func nha(t *Tape, r *record) {
+	r.call.Q, r.call.K, r.call.V, r.call.O = r.in[0].Tensor, r.in[1].Tensor, r.in[2].Tensor, r.out.Tensor
+	if z := r.in[3]; z != nil {
+		r.call.Z = z.Tensor
+	}
+	backend.NHA(t.b, &r.call)
+}
+
 func nhaBackward(t *Tape, r *record) {
-	r.call.Q, r.call.K, r.call.V = r.in[0].Tensor, r.in[1].Tensor, r.in[2].Tensor // computed again, perhaps
+	t.restore(r.out)
+	r.call.Q, r.call.K, r.call.V, r.call.O = r.in[0].Tensor, r.in[1].Tensor, r.in[2].Tensor, r.out.Tensor
+	if z := r.in[3]; z != nil {
+		r.call.Z = z.Tensor
+	}
 	g := &t.gradients
 	*g = attention.Gradients{DO: r.out.Gradient}
 	if !g.DO.Present() {
@@ -216,19 +241,26 @@ func nhaBackward(t *Tape, r *record) {
 	}
 }
 
-// lossRows is how many rows of logits exist at a time.
-const lossRows = 512
+// lossRows is how many rows of logits exist at a time: what a processor's caches hold of some thousand words, or on a device
+// enough to fill it.
+const (
+	lossRows       = 512
+	deviceLossRows = 8192
+)
 
-// CrossEntropy is the sum over tokens of scale * -log softmax(hidden weight^T)[target], for hidden [N, D], weight
-// [vocabulary, D] and targets [N] (I32, negative: ignored). The logits of the whole batch never exist: chunks of rows are
-// computed, and when recording their gradients are formed at once, so Backward may start right after. It returns the unscaled
-// sum of the losses.
-func (t *Tape) CrossEntropy(hidden, weight, targets *Value, scale float64) float64 {
+// CrossEntropy is the losses [N] of the tokens, -log softmax(hidden weight^T)[target], for hidden [N, D], weight [vocabulary, D]
+// and targets [N] (I32, negative: ignored, loss 0). The logits of the whole batch never exist: chunks of rows are computed, and
+// when recording the gradients of scale times the losses' sum are formed at once, so Backward may start right after. The losses
+// stay until Reset; Sum waits for them, so ask after Backward.
+func (t *Tape) CrossEntropy(hidden, weight, targets *Value, scale float64) *Value {
 	n, vocabulary := hidden.Rows(), weight.Rows()
+	losses := t.of(t.statistic(), tensor.Of(n))
 	r := t.record(func(*Tape, *record) {}, t.node(), hidden, weight)
 	rows := min(n, lossRows)
+	if losses.Address() != 0 {
+		rows = min(n, deviceLossRows)
+	}
 	logits := t.scratch(r, 0, t.b.DType(), tensor.Of(rows, vocabulary))
-	loss := t.scratch(r, 1, t.b.DType(), tensor.Of(n))
 	learn := r.backward != nil
 	var dhidden, dweight backend.Gradient
 	if learn {
@@ -238,7 +270,7 @@ func (t *Tape) CrossEntropy(hidden, weight, targets *Value, scale float64) float
 		to := min(n, from+rows)
 		h, l := hidden.Narrow(from, to), logits.Narrow(0, to-from)
 		backend.MatMul(t.b, backend.NT, backend.Gradient{Tensor: l}, h, weight.Tensor, tensor.Tensor{})
-		backend.CrossEntropy(t.b, loss.Narrow(from, to), l, targets.Narrow(from, to), scale)
+		backend.CrossEntropy(t.b, losses.Narrow(from, to), l, targets.Narrow(from, to), scale)
 		if dhidden.Present() {
 			backend.MatMul(t.b, backend.NN, backend.Gradient{Tensor: dhidden.Narrow(from, to), Add: dhidden.Add}, l, weight.Tensor, tensor.Tensor{})
 		}
@@ -246,7 +278,9 @@ func (t *Tape) CrossEntropy(hidden, weight, targets *Value, scale float64) float
 			backend.MatMul(t.b, backend.TN, backend.Gradient{Tensor: dweight.Tensor, Add: dweight.Add || from > 0}, l, h, tensor.Tensor{})
 		}
 	}
-	sum := t.b.Sum(loss)
 	t.releaseSaved(r)
-	return sum
+	return losses
 }
+
+// Sum is the sum of v's elements. On a device it waits until v is there.
+func (t *Tape) Sum(v *Value) float64 { return t.b.Sum(v.Tensor) }

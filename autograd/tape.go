@@ -42,7 +42,8 @@ func (v *Value) Written() bool { return v.written }
 // record is one op on the tape: its backward, and what that needs.
 type record struct {
 	backward func(t *Tape, r *record)
-	again    func(t *Tape, r *record) // computes out's data once more; nil where that is not cheap
+	again    func(t *Tape, r *record) // computes out's data once more; nil where that cannot be
+	cheap    bool                     // again costs little beside what made the inputs
 	in       [5]*Value
 	out      *Value
 	saved    [2]tensor.Tensor // arena blocks that live until backward has run
@@ -57,6 +58,7 @@ type Tape struct {
 	b         backend.Backend
 	arena     arena
 	recording bool
+	recompute Recompute
 	records   []record
 	values    [][]Value // slabs, so that pointers stay valid
 	used      int
@@ -69,6 +71,18 @@ const slab = 256
 func New(b backend.Backend) *Tape {
 	return &Tape{b: b, arena: arena{b: b, free: map[int][]tensor.Tensor{}}, recording: true}
 }
+
+// Recompute is what backward computes again instead of keeping it from the forward pass. The gradients are the same bits.
+type Recompute uint8
+
+const (
+	RecomputeActivations Recompute = iota // outputs of norms and activations: a third of the memory for a hundredth of the time
+	RecomputeNothing                      // the fastest
+	RecomputeBlocks                       // everything between Mark and Keep, a block, but its output: the least memory, a third more time
+)
+
+// SetRecompute chooses for the steps that follow.
+func (t *Tape) SetRecompute(r Recompute) { t.recompute = r }
 
 // Backend is what the tape computes on.
 func (t *Tape) Backend() backend.Backend { return t.b }
@@ -103,7 +117,7 @@ func (t *Tape) Close() {
 func (t *Tape) Mark() int { return t.used }
 
 // Keep frees what was made since mark except v, a block's intermediate tensors: all of them when not recording, else those
-// that are cheap to compute again.
+// that are to be computed again.
 func (t *Tape) Keep(mark int, v *Value) {
 	if !t.recording {
 		t.releaseFrom(mark, v)
@@ -111,7 +125,11 @@ func (t *Tape) Keep(mark int, v *Value) {
 	}
 	for i := mark; i < t.used; i++ {
 		x := &t.values[i/slab][i%slab]
-		if x == v || x.maker == 0 || t.records[x.maker-1].again == nil {
+		if x == v || x.maker == 0 || x.dropped {
+			continue
+		}
+		r := &t.records[x.maker-1]
+		if r.again == nil || !r.cheap && t.recompute != RecomputeBlocks || t.recompute == RecomputeNothing {
 			continue
 		}
 		t.arena.release(x.block)
@@ -173,10 +191,22 @@ func (t *Tape) node() *Value {
 }
 
 // value is a fresh Value of the backend's type. Its memory is not cleared.
-func (t *Tape) value(s tensor.Shape) *Value {
+func (t *Tape) value(s tensor.Shape) *Value { return t.of(t.b.DType(), s) }
+
+// of is value of another type.
+func (t *Tape) of(d tensor.DType, s tensor.Shape) *Value {
 	v := t.node()
-	v.Tensor, v.block = t.arena.alloc(t.b.DType(), s)
+	v.Tensor, v.block = t.arena.alloc(d, s)
 	return v
+}
+
+// statistic is the type of what is one number a row (rstd, log-sum-exp, losses): float32 also where the backend computes in 16
+// bits, which would cost digits of every number of the row.
+func (t *Tape) statistic() tensor.DType {
+	if d := t.b.DType(); d.Size() > 2 {
+		return d
+	}
+	return tensor.F32
 }
 
 // scratch is memory that lives until backward of r has run, or until Reset.

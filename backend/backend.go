@@ -120,7 +120,8 @@ type Distillation interface {
 // AdamW is one step of decoupled Adam for one group of parameters (Loshchilov and Hutter 2019), counted from Step 1.
 type AdamW struct {
 	LearningRate, Beta1, Beta2, Epsilon, WeightDecay float64
-	GradientScale                                    float64 // multiplies the gradient first: clipping, accumulation
+	GradientScale                                    float64       // multiplies the gradient first: clipping, accumulation
+	Rounded                                          tensor.Tensor // a copy of p in the backend's type, written with it; absent: none
 	Step                                             int
 }
 

@@ -146,6 +146,7 @@ func SquaredError(b Backend, loss tensor.Tensor, dy Gradient, y, target tensor.T
 
 // ApplyAdamW is the op adamw.
 func ApplyAdamW(b Backend, p, g, m, v tensor.Tensor, s AdamW) {
-	require(g.Len() == p.Len() && m.Len() == p.Len() && v.Len() == p.Len() && s.Step > 0, "adamw", p, g, m, v)
+	require(g.Len() == p.Len() && m.Len() == p.Len() && v.Len() == p.Len() && (!s.Rounded.Present() || s.Rounded.Len() == p.Len()) && s.Step > 0,
+		"adamw", p, g, m, v, s.Rounded)
 	b.AdamW(p, g, m, v, s)
 }

@@ -154,14 +154,10 @@ func (c *compiler) output(program uintptr, size, get int) []byte {
 // image is the compiled module from the cache on disk, or compiled now and put there. A file of the cache is the image's
 // SHA-256 and the image: one that was damaged is compiled again. A cache that cannot be written is done without.
 func (c *compiler) image(m *moduleSource, arch string) ([]byte, error) {
-	path := c.cachePath(m, arch)
-	if path != "" {
-		if b, err := os.ReadFile(path); err == nil && len(b) > sha256.Size {
-			if sum := sha256.Sum256(b[sha256.Size:]); bytes.Equal(sum[:], b[:sha256.Size]) {
-				return b[sha256.Size:], nil
-			}
-		}
+	if b := c.cached(m, arch); b != nil {
+		return b, nil
 	}
+	path := c.cachePath(m, arch)
 	b, err := c.compile(m, arch)
 	if err != nil || path == "" {
 		return b, err
@@ -177,6 +173,22 @@ func (c *compiler) image(m *moduleSource, arch string) ([]byte, error) {
 		})
 	}
 	return b, nil
+}
+
+// cached is the image from the cache on disk; nil: it is not there, or damaged.
+func (c *compiler) cached(m *moduleSource, arch string) []byte {
+	path := c.cachePath(m, arch)
+	if path == "" {
+		return nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil || len(b) <= sha256.Size {
+		return nil
+	}
+	if sum := sha256.Sum256(b[sha256.Size:]); !bytes.Equal(sum[:], b[:sha256.Size]) {
+		return nil
+	}
+	return b[sha256.Size:]
 }
 
 // cachePath names the image by everything that it depends on; empty where the user has no cache folder.

@@ -12,13 +12,14 @@ import (
 // specialisations are the constants under which the kernels of a file are used by tests, here and in the op table. A kernel file
 // that is missing here fails TestCompile.
 var specialisations = map[string][][]define{
-	"matmul.cu":    over(realTypes),
-	"reduce.cu":    over(realTypes, widths),
+	"matmul.cu":    append(over(realTypes[:1], []define{word("OUT", "bf16"), word("OUT", "float")}), over(realTypes[1:], []define{word("OUT", "float")})...),
+	"reduce.cu":    over(realTypes, []define{word("TOTAL", "bf16"), word("TOTAL", "float")}, widths),
 	"pointwise.cu": over(realTypes, storedTypes("FROM"), widths),
 	"embed.cu":     over(realTypes, storedTypes("TABLE"), widths),
-	"training.cu": append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, []define{word("PARAMETER", "bf16"), word("PARAMETER", "float")},
+	"training.cu":  append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, widths), over(realTypes[1:], []define{word("LOSS", "float")}, widths)...),
+	"adamw.cu": append(over(realTypes[:1], []define{word("PARAMETER", "bf16"), word("PARAMETER", "float")}, []define{word("GRADIENT", "bf16"), word("GRADIENT", "float")},
 		[]define{word("MOMENT", "bf16"), word("MOMENT", "float")}, widths),
-		over(realTypes[1:], []define{word("LOSS", "float")}, []define{word("PARAMETER", "float")}, []define{word("MOMENT", "float")}, widths)...),
+		over(realTypes[1:], []define{word("PARAMETER", "float")}, []define{word("GRADIENT", "float")}, []define{word("MOMENT", "float")}, widths)...),
 	"distill.cu": append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, widths, []define{number("LISTED", 1)}),
 		over(realTypes[1:], []define{word("LOSS", "float")}, widths, []define{number("LISTED", 1)})...),
 	"norm.cu": append(append(over(realTypes, []define{word("STATISTIC", "float")}, columns(1, 7, 33, 1000), widths[:1]),
@@ -103,7 +104,7 @@ func TestCompileCache(t *testing.T) {
 		t.Skipf("kernels are not compiled here: %v (scripts/cuda-compile brings NVRTC)", err)
 	}
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
-	m := key("reduce.cu", []define{word("REAL", "float"), number("VEC", 8)}).source()
+	m := key("reduce.cu", []define{word("REAL", "float"), word("TOTAL", "float"), number("VEC", 8)}).source()
 	first, err := c.image(m, "sm_80")
 	if err != nil {
 		t.Fatal(err)

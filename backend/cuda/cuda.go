@@ -3,6 +3,7 @@ package cuda
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"nha/backend"
 	"nha/tensor"
@@ -117,6 +118,22 @@ func (b *Backend) Wait() { b.d.wait() }
 
 // Milliseconds is the time that the card takes for what f queues.
 func (b *Backend) Milliseconds(f func()) float64 { return b.d.elapsed(f) }
+
+// peaks are the published rates of dense bf16 products in FLOP/s, by a part of the card's name.
+var peaks = []struct {
+	name string
+	rate float64
+}{{"H100 PCIe", 756e12}, {"H100 NVL", 835e12}, {"H100", 989e12}, {"H200", 989e12}, {"A100", 312e12}, {"A800", 312e12}}
+
+// Peak is the published rate of the card's dense bf16 products, which float32 ones do not come near; 0: unknown.
+func (b *Backend) Peak() float64 {
+	for _, p := range peaks {
+		if b.dtype == tensor.BF16 && strings.Contains(b.d.name, p.name) {
+			return p.rate
+		}
+	}
+	return 0
+}
 
 // Alloc is zeroed memory on the card.
 func (b *Backend) Alloc(d tensor.DType, s tensor.Shape) tensor.Tensor {

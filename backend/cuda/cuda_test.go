@@ -301,7 +301,7 @@ func TestQueueMakesNoGarbage(t *testing.T) {
 	}
 	know("pointwise.cu", "add", b.real, typeOf("FROM", b.dtype), number("VEC", 8))
 	know("norm.cu", "rms_norm", b.real, typeOf("STATISTIC", b.dtype), number("COLUMNS", 64), number("VEC", 8))
-	b.lt.plans[productKey{op: backend.NT, m: 64, n: 64, k: 64, dtype: tensor.BF16, align: [3]uint8{8, 8, 8}}] = &product{desc: 1}
+	b.lt.plans[productKey{op: backend.NT, m: 64, n: 64, k: 64, dtype: tensor.BF16, out: tensor.BF16, align: [3]uint8{8, 8, 8}}] = &product{desc: 1}
 	x, w := tensor.OnDevice(tensor.BF16, tensor.Of(64, 64), 256), tensor.OnDevice(tensor.BF16, tensor.Of(64), 256)
 	if n := testing.AllocsPerRun(100, func() {
 		b.Add(x, x, x)

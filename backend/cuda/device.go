@@ -40,6 +40,10 @@ type device struct {
 	modules modules
 	memory  memory
 	staging staging
+
+	collecting bool      // Compile: kernels are noted, nothing is launched
+	noted      []*kernel // those that are not loaded yet
+	profile    *profile  // nil: not measured
 }
 
 // maxArgs is the most parameters a kernel takes.
@@ -154,7 +158,11 @@ func (d *device) serve() {
 	for c := range d.queue {
 		c.err = nil
 		if d.failed.Load() == nil || c.waiting {
-			c.err = c.run(d, c)
+			if p := d.profile; p != nil && !c.waiting {
+				c.err = p.run(d, c)
+			} else {
+				c.err = c.run(d, c)
+			}
 			if c.err == nil && d.syncEach && d.stream != 0 {
 				c.err = d.driver.do(cuStreamSynchronize, d.stream)
 			}
@@ -239,7 +247,7 @@ func (d *device) launch(k *kernel, g grid, block, shared int, args ...arg) {
 	if len(args) > maxArgs {
 		panic(fmt.Sprintf("cuda: %d parameters for kernel %s", len(args), k.entry))
 	}
-	if g.x == 0 || g.y == 0 || g.z == 0 {
+	if g.x == 0 || g.y == 0 || g.z == 0 || d.collecting {
 		return
 	}
 	c := d.take(runLaunch)

@@ -75,7 +75,8 @@ type multiplier struct {
 type productKey struct {
 	op      backend.Op
 	m, n, k int
-	dtype   tensor.DType
+	dtype   tensor.DType // of A and B
+	out     tensor.DType // of C: F32 for gradients of parameters
 	bias    bool
 	align   [3]uint8 // log2 of the alignment of our B, A and C
 }
@@ -157,17 +158,17 @@ func (m *multiplier) addPlan(k productKey) (p *product) {
 // newPlan is made on the device's thread.
 func (m *multiplier) newPlan(k productKey) (*product, error) {
 	p := &product{bias: k.bias}
-	dtype := uintptr(cudaR16BF)
-	if k.dtype == tensor.F32 {
-		dtype = cudaR32F
-	}
 	if err := m.do(ltMatmulDescCreate, uintptr(unsafe.Pointer(&p.desc)), cublasCompute32F, cudaR32F); err != nil {
 		return nil, err
 	}
 	set := func(attribute uintptr, value int32) error {
 		return m.do(ltMatmulDescSetAttribute, p.desc, attribute, uintptr(unsafe.Pointer(&value)), 4)
 	}
-	layout := func(into *uintptr, rows, columns int) error {
+	layout := func(into *uintptr, d tensor.DType, rows, columns int) error {
+		dtype := uintptr(cudaR16BF)
+		if d == tensor.F32 {
+			dtype = cudaR32F
+		}
 		return m.do(ltMatrixLayoutCreate, uintptr(unsafe.Pointer(into)), dtype, uintptr(rows), uintptr(columns), uintptr(rows))
 	}
 	var transposed [2]int32
@@ -178,8 +179,8 @@ func (m *multiplier) newPlan(k productKey) (*product, error) {
 	case backend.TN:
 		transposed[1], second = 1, [2]int{k.m, k.k}
 	}
-	steps := []error{set(descTransA, transposed[0]), set(descTransB, transposed[1]), layout(&p.first, first[0], first[1]),
-		layout(&p.second, second[0], second[1]), layout(&p.result, k.n, k.m)}
+	steps := []error{set(descTransA, transposed[0]), set(descTransB, transposed[1]), layout(&p.first, k.dtype, first[0], first[1]),
+		layout(&p.second, k.dtype, second[0], second[1]), layout(&p.result, k.out, k.n, k.m)}
 	if k.bias {
 		steps = append(steps, set(descEpilogue, epilogueBias))
 	}
@@ -243,9 +244,27 @@ var productNames = [...]string{backend.NN: "matmul nn", backend.NT: "matmul nt",
 // first.
 func (b *Backend) MatMul(op backend.Op, c backend.Gradient, x, w, bias tensor.Tensor) {
 	b.op(productNames[op], c.Tensor, x, w, bias)
+	var addend tensor.Tensor
+	if c.Add {
+		addend = c.Tensor
+	}
+	b.multiply(op, c.Tensor, x, w, bias, addend)
+}
+
+// MatMulResidual is c = A B + bias + residual, for c in other memory than the residual.
+func (b *Backend) MatMulResidual(op backend.Op, c, x, w, bias, residual tensor.Tensor) {
+	b.op(productNames[op], c, x, w, bias, residual)
+	b.multiply(op, c, x, w, bias, residual)
+}
+
+// multiply is c = A B + bias + addend; the addend, of c's type, may be c or absent.
+func (b *Backend) multiply(op backend.Op, c, x, w, bias, addend tensor.Tensor) {
 	x, w, bias = b.converted(x), b.converted(w), b.converted(bias)
-	k := productKey{op: op, m: c.Rows(), n: c.Columns(), k: x.Columns(), dtype: c.DType, bias: bias.Present(),
-		align: [3]uint8{alignment(w), alignment(x), alignment(c.Tensor)}}
+	k := productKey{op: op, m: c.Rows(), n: c.Columns(), k: x.Columns(), dtype: b.dtype, out: c.DType, bias: bias.Present(),
+		align: [3]uint8{alignment(w), alignment(x), alignment(c)}}
+	if addend.Present() {
+		k.align[2] = min(k.align[2], alignment(addend))
+	}
 	if op == backend.TN {
 		k.k = x.Rows()
 	}
@@ -254,14 +273,18 @@ func (b *Backend) MatMul(op backend.Op, c backend.Gradient, x, w, bias tensor.Te
 		p = b.lt.plan(k)
 	}
 	if p == nil || p.desc == 0 {
-		b.plainMatMul(k, c, x, w, bias)
+		b.plainMatMul(k, c, x, w, bias, addend)
+		return
+	}
+	if b.d.collecting {
 		return
 	}
 	t := b.d.take(runProduct)
 	t.plan = p
 	t.args[0], t.args[1], t.args[2], t.args[3], t.args[4] = uint64(x.Address()), uint64(w.Address()), uint64(c.Address()), uint64(bias.Address()), 0
-	if c.Add {
-		t.args[4] = 1
+	t.args[5] = t.args[2]
+	if addend.Present() {
+		t.args[4], t.args[5] = 1, uint64(addend.Address())
 	}
 	t.owner = b.lt
 	b.d.queue <- t
@@ -275,7 +298,7 @@ func runProduct(d *device, c *command) error {
 		}
 	}
 	one, beta := uintptr(unsafe.Pointer(&m.scales[1])), uintptr(unsafe.Pointer(&m.scales[c.args[4]]))
-	return m.result(ltMatmul, d.invoke(m.f[ltMatmul], m.handle, p.desc, one, uintptr(c.args[1]), p.first, uintptr(c.args[0]), p.second, beta, uintptr(c.args[2]), p.result,
+	return m.result(ltMatmul, d.invoke(m.f[ltMatmul], m.handle, p.desc, one, uintptr(c.args[1]), p.first, uintptr(c.args[0]), p.second, beta, uintptr(c.args[5]), p.result,
 		uintptr(c.args[2]), p.result, uintptr(unsafe.Pointer(&p.algorithm)), m.workspace, workspaceBytes, d.stream))
 }
 
@@ -292,8 +315,8 @@ func (b *Backend) converted(t tensor.Tensor) tensor.Tensor {
 }
 
 // plainMatMul is the product without tensor cores, for any shape.
-func (b *Backend) plainMatMul(k productKey, c backend.Gradient, x, w, bias tensor.Tensor) {
-	f := b.d.kernel("matmul.cu", "matmul", b.real)
+func (b *Backend) plainMatMul(k productKey, c, x, w, bias, addend tensor.Tensor) {
+	f := b.d.kernel("matmul.cu", "matmul", b.real, typeOf("OUT", k.out))
 	// Element (row, inner) of A lies at row*x[0] + inner*x[1], element (inner, column) of B at inner*w[0] + column*w[1].
 	strideX, strideW := [2]int{k.k, 1}, [2]int{k.n, 1}
 	switch k.op {
@@ -303,8 +326,8 @@ func (b *Backend) plainMatMul(k productKey, c backend.Gradient, x, w, bias tenso
 		strideX = [2]int{1, k.m}
 	}
 	const tile = 32
-	b.d.launch(f, grid{(k.n + tile - 1) / tile, (k.m + tile - 1) / tile, 1}, 256, 0, pointer(c.Tensor), pointer(x), pointer(w), pointer(bias),
-		integer(k.m), integer(k.n), integer(k.k), integer(strideX[0]), integer(strideX[1]), integer(strideW[0]), integer(strideW[1]), truth(c.Add))
+	b.d.launch(f, grid{(k.n + tile - 1) / tile, (k.m + tile - 1) / tile, 1}, 256, 0, pointer(c), pointer(x), pointer(w), pointer(bias), pointer(addend),
+		integer(k.m), integer(k.n), integer(k.k), integer(strideX[0]), integer(strideX[1]), integer(strideW[0]), integer(strideW[1]))
 }
 
 // truth is a bool as an int.

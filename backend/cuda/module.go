@@ -3,9 +3,10 @@ package cuda
 import (
 	"embed"
 	"fmt"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"unsafe"
 )
 
@@ -95,6 +96,15 @@ func kernelText(name string) string {
 	return strings.Join(lines, "\n")
 }
 
+// used is the constants that are there.
+func (k *moduleKey) used() []define {
+	n := 0
+	for n < maxDefines && k.defines[n].name != "" {
+		n++
+	}
+	return k.defines[:n]
+}
+
 // list is the constants as words.
 func (k moduleKey) list() []string {
 	var s []string
@@ -125,9 +135,51 @@ func (d *device) kernel(file, entry string, defines ...define) *kernel {
 			return k
 		}
 	}
+	if d.collecting {
+		return d.note(file, entry, defines)
+	}
 	k := d.newKernel(key(file, defines), entry)
 	d.modules.kernels[h] = append(d.modules.kernels[h], k)
 	return k
+}
+
+// note is a kernel that is only wanted, not there.
+func (d *device) note(file, entry string, defines []define) *kernel {
+	for _, k := range d.noted {
+		if k.is(file, entry, defines) {
+			return k
+		}
+	}
+	k := &kernel{module: key(file, defines), entry: entry}
+	d.noted = append(d.noted, k)
+	return k
+}
+
+// Compile finds the kernels that uses queues, without running any, compiles those that are missing, as many at a time as there
+// are processors, and loads them all. progress may be nil.
+func (b *Backend) Compile(uses func(), progress func(done, total int)) error {
+	d := b.d
+	func() {
+		d.collecting = true
+		defer func() { d.collecting = false }()
+		uses()
+	}()
+	noted := d.noted
+	d.noted = nil
+	var list []moduleKey
+	for _, k := range noted {
+		if _, ok := d.modules.loaded[k.module]; !ok && !slices.Contains(list, k.module) {
+			list = append(list, k.module)
+		}
+	}
+	if err := d.prepare(progress, list); err != nil {
+		return err
+	}
+	for _, k := range noted {
+		defines := k.module.used()
+		d.kernel(k.module.file, k.entry, defines...)
+	}
+	return nil
 }
 
 // hash mixes what tells kernels apart, quickly; is decides.
@@ -174,14 +226,44 @@ func (d *device) newKernel(m moduleKey, entry string) *kernel {
 	return f
 }
 
-// load compiles modules, several at a time, and loads them.
+// load has modules ready, compiled together; while kernels are only noted it leaves them to Compile.
 func (d *device) load(list ...moduleKey) error {
-	images, errs := make([][]byte, len(list)), make([]error, len(list))
-	var wg sync.WaitGroup
-	for i, k := range list {
-		wg.Go(func() { images[i], errs[i] = d.modules.compiler.image(k.source(), d.arch) })
+	if d.collecting {
+		return nil
 	}
-	wg.Wait()
+	return d.prepare(nil, list)
+}
+
+// prepare compiles modules, as many at a time as there are processors, and loads them. progress, which may be nil, is told how many
+// of those that were not in the cache are done.
+func (d *device) prepare(progress func(done, total int), list []moduleKey) error {
+	images, errs := make([][]byte, len(list)), make([]error, len(list))
+	sources := make([]*moduleSource, len(list))
+	var missing []int
+	for i, k := range list {
+		sources[i] = k.source()
+		if images[i] = d.modules.compiler.cached(sources[i], d.arch); images[i] == nil {
+			missing = append(missing, i)
+		}
+	}
+	done, places := make(chan struct{}), make(chan struct{}, runtime.NumCPU())
+	for _, i := range missing {
+		go func() {
+			places <- struct{}{}
+			images[i], errs[i] = d.modules.compiler.image(sources[i], d.arch)
+			<-places
+			done <- struct{}{}
+		}()
+	}
+	for n := range missing {
+		if progress != nil {
+			progress(n, len(missing))
+		}
+		<-done
+	}
+	if progress != nil && len(missing) > 0 {
+		progress(len(missing), len(missing))
+	}
 	for i, k := range list {
 		if errs[i] != nil {
 			return errs[i]

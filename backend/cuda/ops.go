@@ -28,8 +28,8 @@ func (b *Backend) common() []moduleKey {
 	return []moduleKey{
 		key("pointwise.cu", []define{b.real, typeOf("FROM", b.dtype), number("VEC", 8)}),
 		key("embed.cu", []define{b.real, typeOf("TABLE", b.dtype), number("VEC", 8)}),
-		key("reduce.cu", []define{b.real, number("VEC", 8)}),
-		key("training.cu", []define{b.real, typeOf("LOSS", b.dtype), typeOf("PARAMETER", b.dtype), typeOf("MOMENT", b.dtype), number("VEC", 8)}),
+		key("reduce.cu", []define{b.real, typeOf("TOTAL", b.dtype), number("VEC", 8)}),
+		key("training.cu", []define{b.real, typeOf("LOSS", tensor.F32), number("VEC", 8)}),
 	}
 }
 
@@ -117,15 +117,17 @@ func (b *Backend) EmbedBackward(dtable backend.Gradient, dy, ids tensor.Tensor) 
 	b.d.fill(uintptr(counts), 0, bytes)
 	b.d.fill(uintptr(used), 0, 8)
 	each := grid{blocks(rows, embedThreads), 1, 1}
-	b.d.launch(b.embed("embed_count", b.dtype, v), each, embedThreads, 0, first, counts, pointer(ids), integer(rows))
-	b.d.launch(b.embed("embed_list", b.dtype, v), each, embedThreads, 0, list, offsets, used, first, counts, pointer(ids), integer(rows))
-	b.d.launch(b.embed("embed_place", b.dtype, v), each, embedThreads, 0, places, offsets, pointer(ids), integer(rows))
-	b.d.launch(b.embed("embed_backward", b.dtype, v), grid{min(rows, 16*b.d.sms), blocks(n, 32*v), 1}, 32*embedGroups, 0, pointer(dtable.Tensor),
+	t := dtable.DType
+	b.d.launch(b.embed("embed_count", t, v), each, embedThreads, 0, first, counts, pointer(ids), integer(rows))
+	b.d.launch(b.embed("embed_list", t, v), each, embedThreads, 0, list, offsets, used, first, counts, pointer(ids), integer(rows))
+	b.d.launch(b.embed("embed_place", t, v), each, embedThreads, 0, places, offsets, pointer(ids), integer(rows))
+	b.d.launch(b.embed("embed_backward", t, v), grid{min(rows, 16*b.d.sms), blocks(n, 32*v), 1}, 32*embedGroups, 0, pointer(dtable.Tensor),
 		pointer(dy), pointer(ids), counts, list, offsets, places, used, integer(rows), integer(n), truth(dtable.Add))
 }
 
-func (b *Backend) reduce(entry string, v int) *kernel {
-	return b.d.kernel("reduce.cu", entry, b.real, number("VEC", v))
+// reduce is a kernel of reduce.cu for elements and results of some type.
+func (b *Backend) reduce(entry string, element, total tensor.DType, v int) *kernel {
+	return b.d.kernel("reduce.cu", entry, realType(element), typeOf("TOTAL", total), number("VEC", v))
 }
 
 // SumRows is dst[j] (+)= sum over r of x[r,j].
@@ -135,13 +137,13 @@ func (b *Backend) SumRows(dst backend.Gradient, x tensor.Tensor) {
 	chunk := max(32, blocks(rows, 256))
 	parts := blocks(rows, chunk)
 	partial := b.scratch(4 * parts * n)
-	b.d.launch(b.reduce("column_sums", 8), grid{blocks(n, 32), parts, 1}, 256, 0, partial, pointer(x), integer(rows), integer(n), integer(chunk))
+	b.d.launch(b.reduce("column_sums", x.DType, dst.DType, 8), grid{blocks(n, 32), parts, 1}, 256, 0, partial, pointer(x), integer(rows), integer(n), integer(chunk))
 	b.addPartials(dst, partial, parts, n)
 }
 
 // addPartials is dst (+)= the sum of rows of n float32.
 func (b *Backend) addPartials(dst backend.Gradient, partial arg, rows, n int) {
-	b.d.launch(b.reduce("add_partials", 8), grid{blocks(n, 32), 1, 1}, 256, 0, pointer(dst.Tensor), partial, integer(rows), integer(n), truth(dst.Add))
+	b.d.launch(b.reduce("add_partials", b.dtype, dst.DType, 8), grid{blocks(n, 32), 1, 1}, 256, 0, pointer(dst.Tensor), partial, integer(rows), integer(n), truth(dst.Add))
 }
 
 // normWarps is the rows that a block of norm.cu has in hand at a time.
@@ -175,16 +177,12 @@ func (b *Backend) RMSNormBackward(dx, dweight backend.Gradient, dy, x, weight, r
 	}
 }
 
-// training is a kernel of training.cu for losses, parameters and moments of some type.
-func (b *Backend) training(entry string, loss, parameter, moment tensor.DType, v int) *kernel {
-	return b.d.kernel("training.cu", entry, b.real, typeOf("LOSS", loss), typeOf("PARAMETER", parameter), typeOf("MOMENT", moment), number("VEC", v))
-}
-
 // CrossEntropy leaves scale (softmax - onehot) in logits and -log p(target) in loss, which may be F32 whatever the backend's type.
 func (b *Backend) CrossEntropy(loss, logits, targets tensor.Tensor, scale float64) {
 	b.op("cross_entropy", loss, logits, targets)
 	const threads = 512
-	b.d.launch(b.training("cross_entropy", loss.DType, b.dtype, b.dtype, wide(logits.Columns(), logits)), grid{loss.Len(), 1, 1}, threads, 0,
+	k := b.d.kernel("training.cu", "cross_entropy", b.real, typeOf("LOSS", loss.DType), number("VEC", wide(logits.Columns(), logits)))
+	b.d.launch(k, grid{loss.Len(), 1, 1}, threads, 0,
 		pointer(loss), pointer(logits), pointer(targets), integer(logits.Columns()), f32(scale))
 }
 
@@ -203,19 +201,19 @@ func (b *Backend) sum(op string, x tensor.Tensor, squares bool) float64 {
 	chunk := max(4096, blocks(n, 1024*8)*8)
 	parts := blocks(n, chunk)
 	partial, total := b.scratch(8*parts), b.scratchTensor(tensor.F64, tensor.Of(1))
-	b.d.launch(b.reduce("sum_blocks", wide(8, x)), grid{parts, 1, 1}, 256, 0, partial, pointer(x), integer(n), integer(chunk), truth(squares))
-	b.d.launch(b.reduce("sum_all", 8), grid{1, 1, 1}, 256, 0, pointer(total), partial, integer(parts))
+	b.d.launch(b.reduce("sum_blocks", x.DType, x.DType, wide(8, x)), grid{parts, 1, 1}, 256, 0, partial, pointer(x), integer(n), integer(chunk), truth(squares))
+	b.d.launch(b.reduce("sum_all", x.DType, x.DType, 8), grid{1, 1, 1}, 256, 0, pointer(total), partial, integer(parts))
 	b.d.read(b.host, total)
 	return b.results[0]
 }
 
-// AdamW is one step of the optimiser, in place. p, and m with v, may be F32 whatever the backend's type: a parameter of 8 bits
-// does not see updates of a thousandth.
+// AdamW is one step of the optimiser, in place, in one pass over all of it. p, g, and m with v, may be F32 whatever the backend's
+// type: a parameter of 8 bits does not see updates of a thousandth.
 func (b *Backend) AdamW(p, g, m, v tensor.Tensor, s backend.AdamW) {
 	b.op("adamw", p, g, m, v)
-	width := wide(8, p, g, m, v)
-	b.elementwise(b.training("adamw", b.dtype, p.DType, m.DType, width), width, p.Len(),
-		pointer(p), pointer(g), pointer(m), pointer(v), integer(p.Len()), f32(s.LearningRate), f32(s.Beta1), f32(s.Beta2), f32(s.Epsilon),
+	width := wide(8, p, g, m, v, s.Rounded)
+	k := b.d.kernel("adamw.cu", "adamw", b.real, typeOf("PARAMETER", p.DType), typeOf("GRADIENT", g.DType), typeOf("MOMENT", m.DType), number("VEC", width))
+	b.elementwise(k, width, p.Len(), pointer(p), pointer(s.Rounded), pointer(g), pointer(m), pointer(v), integer(p.Len()), f32(s.LearningRate), f32(s.Beta1), f32(s.Beta2), f32(s.Epsilon),
 		f32(s.WeightDecay), f32(s.GradientScale), f32(1/biasCorrection(s.Beta1, s.Step)), f32(1/biasCorrection(s.Beta2, s.Step)))
 }
 

@@ -80,6 +80,15 @@ template <int N> struct vector_io {
             x[2 * i] = to_float(low), x[2 * i + 1] = to_float(high);
         }
     }
+    static __device__ __forceinline__ void store(f16* p, const float (&x)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            u32 low, high;
+            asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(x[i + 1]), "f"(x[i]));
+            asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(x[i + 3]), "f"(x[i + 2]));
+            *(uint2*)(p + i) = make_uint2(low, high);
+        }
+    }
     template <typename T> static __device__ __forceinline__ void words(const T* p, u32 (&w)[N / 2]) {
 #pragma unroll
         for (int i = 0; i < N / 2; i += 4) {

@@ -40,7 +40,7 @@ const int groups = 4, threads = 32 * groups; // a group, one warp, takes every f
 const int looks = 8;                         // rows that a thread has on their way at a time
 const int capacity = threads * looks;        // rows that a block sorts; an id with more looks through all ids instead
 
-extern "C" __global__ void __launch_bounds__(threads) embed_backward(REAL* dtable, const REAL* dy, const int* ids, const int* counts, const int* list,
+extern "C" __global__ void __launch_bounds__(threads) embed_backward(TABLE* dtable, const REAL* dy, const int* ids, const int* counts, const int* list,
                                                                       const int* offsets, const int* places, const int* used, int rows, int columns, int add) {
     __shared__ int unsorted[capacity], sorted[capacity], found[looks * groups];
     __shared__ float shared[groups][32 * VEC];
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(threads) embed_backward(REAL* dtabl
         for (int j = 0; j < VEC; j++) shared[group][lane * VEC + j] = sum[j];
         __syncthreads();
         if (group == 0 && mine) {
-            REAL* to = dtable + (i64)id * columns + column;
+            TABLE* to = dtable + (i64)id * columns + column;
             float old[VEC] = {};
             if (add) load<VEC>(to, old);
 #pragma unroll

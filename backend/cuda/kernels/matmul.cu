@@ -1,9 +1,10 @@
-// C[row,column] = sum over inner of A[row,inner] B[inner,column] (+ bias[column]) (+ C), for the shapes that cuBLASLt has no
+// C[row,column] = sum over inner of A[row,inner] B[inner,column] (+ bias[column]) (+ addend), for the shapes that cuBLASLt has no
 // algorithm for. A block computes a tile of 32 x 32, a thread four of its rows; operands come through shared memory, 32 of the
-// inner dimension at a time. REAL is the element type; sums are float32.
+// inner dimension at a time. REAL is the type of A, B and bias, OUT that of
+// C and the addend, which may be C; sums are float32.
 
-extern "C" __global__ void __launch_bounds__(256) matmul(REAL* c, const REAL* a, const REAL* b, const REAL* bias, int m, int n, int k,
-                                                         int a_row, int a_inner, int b_inner, int b_column, int add) {
+extern "C" __global__ void __launch_bounds__(256) matmul(OUT* c, const REAL* a, const REAL* b, const REAL* bias, const OUT* addend, int m, int n, int k,
+                                                         int a_row, int a_inner, int b_inner, int b_column) {
     __shared__ float as[32][33], bs[32][33];
     int x = threadIdx.x % 32, y = threadIdx.x / 32;
     int row0 = blockIdx.y * 32, column = blockIdx.x * 32 + x;
@@ -28,10 +29,9 @@ extern "C" __global__ void __launch_bounds__(256) matmul(REAL* c, const REAL* a,
     for (int i = 0; i < 4; i++) {
         int r = row0 + y + 8 * i;
         if (r >= m) continue;
-        REAL* p = c + (i64)r * n + column;
         float v = sum[i];
         if (bias) v += to_float(bias[column]);
-        if (add) v += to_float(*p);
-        *p = round_to<REAL>(v);
+        if (addend) v += to_float(addend[(i64)r * n + column]);
+        c[(i64)r * n + column] = round_to<OUT>(v);
     }
 }

@@ -1,6 +1,6 @@
 // Sums in two stages, cut by index so that the bits do not depend on which block comes first: over rows (column_sums, then
-// add_partials) and over everything (sum_blocks, then sum_all, in float64). REAL is the element type, VEC the numbers that
-// sum_blocks moves at a time.
+// add_partials) and over everything (sum_blocks, then sum_all, in float64). REAL is the element type, TOTAL that of
+// the sums over rows, VEC the numbers that sum_blocks moves at a time.
 
 // column_sums: blocks of 32 columns by 8 threads take chunk rows; partial[blockIdx.y] gets their sums.
 extern "C" __global__ void __launch_bounds__(256) column_sums(float* partial, const REAL* x, i64 rows, int columns, int chunk) {
@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(256) column_sums(float* partial, co
 }
 
 // add_partials: y[column] (+)= sum of the rows of partial. The 8 threads of a column take every eighth row.
-extern "C" __global__ void __launch_bounds__(256) add_partials(REAL* y, const float* partial, int rows, int columns, int add) {
+extern "C" __global__ void __launch_bounds__(256) add_partials(TOTAL* y, const float* partial, int rows, int columns, int add) {
     __shared__ float shared[8][33];
     int lane = threadIdx.x % 32, part = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
     float sum = 0.0f;
@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(256) add_partials(REAL* y, const fl
     if (part == 0 && column < columns) {
         sum = add ? to_float(y[column]) : 0.0f;
         for (int i = 0; i < 8; i++) sum += shared[i][lane];
-        y[column] = round_to<REAL>(sum);
+        y[column] = round_to<TOTAL>(sum);
     }
 }
 

@@ -1,5 +1,4 @@
-// Loss and optimiser. REAL is the type of logits and gradients, LOSS that of the losses, PARAMETER that of parameters, MOMENT that
-// of Adam's m and v, VEC the numbers a thread moves at a time.
+// The loss. REAL is the type of logits and gradients, LOSS that of the losses, VEC the numbers a thread moves at a time.
 
 // cross_entropy: a block a row of n logits, a multiple of VEC. loss = -log p(target); logits become scale (p - onehot(target)), both
 // with the digits that are left where p(target) is nearly 1: the sum over the other words is kept apart. A negative target: 0 and zeros.
@@ -38,26 +37,4 @@ extern "C" __global__ void __launch_bounds__(512) cross_entropy(LOSS* loss, REAL
         store<VEC>(x + i, v);
     }
     if (threadIdx.x == 0) loss[row] = round_to<LOSS>(at == largest ? log1pf(others) : logf(others + own) + (largest - at));
-}
-
-// adamw: m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p -= lr (wd p + (m/c1) / (sqrt(v/c2) + epsilon)), c = 1 - b^step.
-extern "C" __global__ void __launch_bounds__(256) adamw(PARAMETER* p, const REAL* g, MOMENT* m, MOMENT* v, i64 n, float learning_rate, float beta1, float beta2,
-                                                         float epsilon, float weight_decay, float gradient_scale, float inverse_correction1, float inverse_correction2) {
-    each<VEC>(n, [=]<int N>(i64 at) {
-        float x[N], d[N], first[N], second[N];
-        load<N>(p + at, x);
-        load<N>(g + at, d);
-        load<N>(m + at, first);
-        load<N>(v + at, second);
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            d[i] *= gradient_scale;
-            first[i] = beta1 * first[i] + (1.0f - beta1) * d[i];
-            second[i] = beta2 * second[i] + (1.0f - beta2) * d[i] * d[i];
-            x[i] -= learning_rate * (weight_decay * x[i] + first[i] * inverse_correction1 / (sqrtf(second[i] * inverse_correction2) + epsilon));
-        }
-        store<N>(m + at, first);
-        store<N>(v + at, second);
-        store<N>(p + at, x);
-    });
 }
