@@ -9,6 +9,7 @@ import (
 	"hash/fnv"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 
 	"nha/attention"
@@ -40,10 +41,40 @@ func New(c Config, b backend.Backend, init Init) (*Model, error) {
 		init.EmbeddingStd = init.Std
 	}
 	m := allocate(c, b, true)
-	for i, s := range c.Specs() {
-		m.b.Write(m.parameters[i].Value.Tensor, init.start(&c, s))
+	specs := c.Specs()
+	// Drawn side by side, a few ahead of the one that is written.
+	drawn := make([]chan tensor.Tensor, len(specs))
+	for i := range drawn {
+		drawn[i] = make(chan tensor.Tensor, 1)
+	}
+	ahead := make(chan struct{}, 2*runtime.GOMAXPROCS(0))
+	go func() {
+		for i, s := range specs {
+			ahead <- struct{}{}
+			go func() { drawn[i] <- init.start(&c, s) }()
+		}
+	}()
+	for i, p := range m.parameters {
+		m.write(p, <-drawn[i])
+		<-ahead
 	}
 	return m, nil
+}
+
+// write sets a parameter, with its master where there is one.
+func (m *Model) write(p Parameter, x tensor.Tensor) {
+	m.b.Write(p.Value.Tensor, x)
+	if m.master.Present() {
+		m.b.Write(m.master.At(p.Offset, p.Value.Shape), x)
+	}
+}
+
+// exact is a parameter with all its digits: the master where there is one.
+func (m *Model) exact(p Parameter) tensor.Tensor {
+	if m.master.Present() {
+		return m.master.At(p.Offset, p.Value.Shape)
+	}
+	return p.Value.Tensor
 }
 
 // start draws one parameter, from a generator of its own so that no other parameter's shape matters.
@@ -79,7 +110,9 @@ func (in Init) start(c *Config, s weights.Spec) tensor.Tensor {
 // align keeps every parameter's start in the flat buffers on a cache line.
 const align = 16
 
-// allocate builds the model over one flat buffer of parameters and, to train, one of gradients.
+// allocate builds the model over one flat buffer of parameters and, to train, one of gradients. A backend that computes in 16 bits
+// trains float32 masters, of which the parameters are rounded copies: an update of a thousandth is lost on 8 bits. Gradients of
+// parameters are float32 there too, so that batches that are accumulated lose nothing.
 func allocate(c Config, b backend.Backend, train bool) *Model {
 	total := 0
 	specs := c.Specs()
@@ -88,13 +121,16 @@ func allocate(c Config, b backend.Backend, train bool) *Model {
 		offsets[i] = total
 		total += (s.Shape.Len() + align - 1) / align * align
 	}
-	var gradients tensor.Tensor
+	var gradients, master tensor.Tensor
 	data := b.Alloc(b.DType(), tensor.Of(total))
-	if train {
+	switch {
+	case train && b.DType().Size() == 2:
+		gradients, master = b.Alloc(tensor.F32, tensor.Of(total)), b.Alloc(tensor.F32, tensor.Of(total))
+	case train:
 		gradients = b.Alloc(b.DType(), tensor.Of(total))
 	}
 	values := map[string]*autograd.Value{}
-	m := &Model{Config: c, b: b, data: data, gradients: gradients}
+	m := &Model{Config: c, b: b, data: data, gradients: gradients, master: master}
 	for i, s := range specs {
 		var g tensor.Tensor
 		if train {
@@ -152,6 +188,10 @@ func (m *Model) SetWindows(w Windows) error {
 // each, in the order and at the offsets of Parameters.
 func (m *Model) Flat() (data, gradients tensor.Tensor) { return m.data, m.gradients }
 
+// Master is the float32 buffer, laid out as Flat's, of which the parameters are rounded copies; absent where the parameters
+// themselves are what is trained.
+func (m *Model) Master() tensor.Tensor { return m.master }
+
 // Hash identifies the function that the model computes, for states and sessions: its configuration (the windows apart, which states record
 // themselves) and the first and last 4 KiB of every tensor.
 func (m *Model) Hash() string {
@@ -169,7 +209,7 @@ func (m *Model) Hash() string {
 		n := p.Value.Len()
 		for _, from := range []int{0, max(0, n-part)} {
 			piece := tensor.New(tensor.F32, tensor.Of(min(part, n)))
-			m.b.Read(piece, p.Value.Tensor.At(from, piece.Shape))
+			m.b.Read(piece, m.exact(p).At(from, piece.Shape))
 			h.Write([]byte(p.Name))
 			_ = binary.Write(h, binary.LittleEndian, piece.F32()) // a hash does not fail
 		}
@@ -186,11 +226,10 @@ func (m *Model) Close() error {
 			first = err
 		}
 	}
-	if m.data.Present() {
-		m.b.Free(m.data)
-	}
-	if m.gradients.Present() {
-		m.b.Free(m.gradients)
+	for _, t := range []tensor.Tensor{m.data, m.gradients, m.master} {
+		if t.Present() {
+			m.b.Free(t)
+		}
 	}
 	return first
 }

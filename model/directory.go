@@ -68,7 +68,7 @@ func fromSource(c Config, source weights.Source, b backend.Backend, train bool) 
 	m = allocate(c, b, train)
 	for _, p := range m.parameters {
 		t, _ := source.Tensor(p.Name)
-		b.Write(p.Value.Tensor, t)
+		m.write(p, t)
 	}
 	return m, false, nil
 }
@@ -116,7 +116,7 @@ func (m *Model) Save(dir string) error {
 	var list []weights.Named
 	for _, p := range m.parameters {
 		host := tensor.New(d, p.Value.Shape)
-		m.b.Read(host, p.Value.Tensor)
+		m.b.Read(host, m.exact(p))
 		list = append(list, weights.Named{Name: p.Name, Tensor: host})
 	}
 	if err := weights.Write(filepath.Join(dir, weights.FileName), map[string]string{"format": "pt"}, list); err != nil {

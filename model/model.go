@@ -26,6 +26,7 @@ type Model struct {
 	rope       *attention.Rope
 
 	data, gradients tensor.Tensor // the flat buffers behind all parameters; absent when they lie elsewhere
+	master          tensor.Tensor // float32, where data is a rounded copy of it
 	closers         []func() error
 	hash            string
 }
@@ -171,6 +172,12 @@ func (m *Model) Logits(t *autograd.Tape, hidden *autograd.Value, from, to int) *
 // Loss is the summed negative log-likelihood, in nats, of the batch's targets and how many there are. When the tape records, the gradient of
 // scale times that sum is ready for Backward. The batch must have passed Check.
 func (m *Model) Loss(t *autograd.Tape, b *Batch, scale float64) (sum float64, count int) {
+	losses, count := m.Losses(t, b, scale)
+	return t.Sum(losses), count
+}
+
+// Losses is Loss token by token [N], 0 where there is no target, without waiting for a device: Tape.Sum does.
+func (m *Model) Losses(t *autograd.Tape, b *Batch, scale float64) (losses *autograd.Value, count int) {
 	hidden := m.Hidden(t, b)
 	targets := t.Input(tensor.FromI32(b.Targets, len(b.Targets)))
 	for _, id := range b.Targets {
