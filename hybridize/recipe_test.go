@@ -54,14 +54,14 @@ func TestRecipeRefusals(t *testing.T) {
 		`windos = "64"`: "unknown key windos",
 		`slots = 0`:     "slots 0",
 		`gates = "k"`:   `gates "k"`,
-		"[[stage]]\nkind = \"polish\"\ntrain = [\"a\"]":                  `stage 1: kind "polish"`,
-		"[[stage]]\nkind = \"transfer\"":                                 "nothing trains",
-		"[[stage]]\nkind = \"next_token\"\ntrain = [\"a\"]\nspeed = 3":   "unknown key stage.speed",
-		"[[stage]]\nkind = \"next_token\"\ntrain = [\"a\"]\nmix = 0.5":   "mix 0.5",
+		"[[stage]]\nkind = \"polish\"\ntrain = [\"a\"]":                             `stage 1: kind "polish"`,
+		"[[stage]]\nkind = \"transfer\"":                                            "nothing trains",
+		"[[stage]]\nkind = \"next_token\"\ntrain = [\"a\"]\nspeed = 3":              "unknown key stage.speed",
+		"[[stage]]\nkind = \"next_token\"\ntrain = [\"a\"]\nmix = 0.5":              "mix 0.5",
 		"[[stage]]\nkind = \"next_token\"\ntrain = [\"a\"]\nbeta2 = 1.5\nsteps = 1": "beta2",
-		"[[stage]]\nkind = \"transfer\"\nlora = [\"a\"]":                 "transfer trains whole tensors",
-		"[[data]]\nkind = \"chat\"":                                      "data 1: files is empty",
-		"[[data]]\nfiles = [\"a\"]\nkind = \"poem\"":                     `kind "poem"`,
+		"[[stage]]\nkind = \"transfer\"\nlora = [\"a\"]":                            "transfer trains whole tensors",
+		"[[data]]\nkind = \"chat\"":                                                 "data 1: files is empty",
+		"[[data]]\nfiles = [\"a\"]\nkind = \"poem\"":                                `kind "poem"`,
 	} {
 		if _, err := parseRecipe(text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", text, err)
