@@ -1,5 +1,8 @@
 // Package cpu is the op table in float32 on the processor: the loops of package kernel, spread over a pool of threads.
 //
+// It is two backends that differ in one thing: what multiplies with quantised weights where a product has a few rows, as in
+// decoding. Backend "cpu" rounds those rows to 8 bits and sums integers, "cpu-f32" widens the weights.
+//
 // Results are the same bits for the same number of threads: work is cut by index, never by which thread happened to come
 // first, and partial sums are added in the order of their index.
 package cpu
@@ -17,10 +20,12 @@ import (
 
 func init() {
 	backend.Register("cpu", func(threads int) (backend.Backend, error) { return Open(threads) })
+	backend.Register("cpu-f32", func(threads int) (backend.Backend, error) { return OpenF32(threads) })
 }
 
 // Backend is the processor. It implements backend.Backend.
 type Backend struct {
+	exact      bool // activations stay float32 whatever the weights
 	pool       *kernel.Pool
 	nha        *nha
 	parts      [][]float32 // one partial row per thread
@@ -40,10 +45,30 @@ func Open(threads int) (*Backend, error) {
 	return &Backend{pool: p, nha: newNHA(p), parts: make([][]float32, p.Threads())}, nil
 }
 
-func (b *Backend) Name() string        { return "cpu" }
+// OpenF32 is Open for the backend that keeps activations in float32 with quantised weights too.
+func OpenF32(threads int) (*Backend, error) {
+	b, err := Open(threads)
+	if err == nil {
+		b.exact = true
+	}
+	return b, err
+}
+
+func (b *Backend) Name() string {
+	if b.exact {
+		return "cpu-f32"
+	}
+	return "cpu"
+}
+
 func (b *Backend) DType() tensor.DType { return tensor.F32 }
+
 func (b *Backend) Describe() string {
-	return fmt.Sprintf("float32, %s, %d threads of %d processors", kernel.Active(), b.pool.Threads(), runtime.NumCPU())
+	activations := "8-bit activations for quantised weights"
+	if b.exact {
+		activations = "whatever the weights"
+	}
+	return fmt.Sprintf("float32, %s, %s, %d threads of %d processors", activations, kernel.Active(), b.pool.Threads(), runtime.NumCPU())
 }
 
 // Close stops the pool's threads.
@@ -65,7 +90,13 @@ func (b *Backend) Copy(dst, src tensor.Tensor)  { copy(dst.Bytes(), src.Bytes())
 func (b *Backend) NHA(c *attention.Call)                                 { b.nha.Forward(c) }
 func (b *Backend) NHABackward(c *attention.Call, g *attention.Gradients) { b.nha.Backward(c, g) }
 
-// MatMul takes weights of type BF16 and F16 too, where op is NT: a model that is not trained keeps them as they are stored.
+// quantTypes are the quantised types as package kernel names them.
+var quantTypes = map[tensor.DType]kernel.Quant{
+	tensor.Q4_0: kernel.Q4_0, tensor.Q4_1: kernel.Q4_1, tensor.Q5_0: kernel.Q5_0, tensor.Q5_1: kernel.Q5_1, tensor.Q8_0: kernel.Q8_0,
+	tensor.Q4_K: kernel.Q4_K, tensor.Q5_K: kernel.Q5_K, tensor.Q6_K: kernel.Q6_K}
+
+// MatMul takes weights of type BF16, F16 and the quantised ones too, where op is NT: a model that is not trained keeps them as
+// they are stored.
 func (b *Backend) MatMul(op backend.Op, c backend.Gradient, a, w, bias tensor.Tensor) {
 	m, n, k := c.Rows(), c.Columns(), a.Columns()
 	kop := [...]kernel.Op{backend.NN: kernel.NN, backend.NT: kernel.NT, backend.TN: kernel.TN}[op]
@@ -83,6 +114,8 @@ func (b *Backend) MatMul(op backend.Op, c backend.Gradient, a, w, bias tensor.Te
 		panic(fmt.Sprintf("cpu: matmul %v with weights of type %v: only nt reads them", op, w.DType))
 	case w.DType == tensor.BF16:
 		kernel.GemmBF16(b.pool, m, n, k, a.F32(), a.Columns(), w.U16(), w.Columns(), c.F32(), n, c.Add, row)
+	case w.DType.Quantized():
+		kernel.GemmQuant(b.pool, quantTypes[w.DType], b.exact, m, n, k, a.F32(), a.Columns(), w.Bytes(), c.F32(), n, c.Add, row)
 	default:
 		kernel.GemmF16(b.pool, m, n, k, a.F32(), a.Columns(), w.U16(), w.Columns(), c.F32(), n, c.Add, row)
 	}
@@ -252,6 +285,13 @@ func (b *Backend) SumRows(dst backend.Gradient, x tensor.Tensor) {
 
 // Embed takes tables of the same types as MatMul.
 func (b *Backend) Embed(y, table, ids tensor.Tensor) {
+	if t, quantised := quantTypes[table.DType]; quantised {
+		n := table.Columns()
+		for r, id := range ids.I32() {
+			kernel.Widen(t, y.F32()[r*n:(r+1)*n], table.Narrow(int(id), int(id)+1).Bytes())
+		}
+		return
+	}
 	if table.DType != tensor.F32 {
 		for r, id := range ids.I32() {
 			tensor.Convert(y.Narrow(r, r+1), table.Narrow(int(id), int(id)+1))

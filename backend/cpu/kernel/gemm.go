@@ -70,12 +70,14 @@ const (
 	gemmF32 gemmElement = iota
 	gemmBF16
 	gemmF16
+	gemmQuant // blocks of one of the types in quant.go
 )
 
 // A Workspace holds the packing buffers of one worker. The zero value is ready; buffers grow to the largest product seen
 // and stay.
 type Workspace struct {
 	a, b []float32
+	rows []float32 // rows of quantised weights, widened
 	tile [gemmMaxRow * gemmMaxCol]float32
 	dots [gemvRows * gemvStride]float32
 }
@@ -89,7 +91,9 @@ type gemmCall struct {
 	lda           int
 	element       gemmElement
 	b             []float32
-	half          []uint16 // B where element is not gemmF32
+	half          []uint16 // B where element is gemmBF16 or gemmF16
+	quant         Quant
+	blocks        []byte // B where element is gemmQuant
 	ldb           int
 	c             []float32
 	ldc           int
@@ -145,6 +149,7 @@ type gemmJob struct {
 	rows, cols int // the grid of ranges
 	workspaces []Workspace
 	packed     []float32
+	rounded    quantised
 }
 
 type gemmPhase uint8
@@ -153,6 +158,7 @@ const (
 	gemmPack gemmPhase = iota
 	gemmCompute
 	gemmSkinny
+	gemmQuantised
 )
 
 // job takes a free job, so that products at the same time, nested ones too, never share buffers.
@@ -239,7 +245,7 @@ func (j *gemmJob) Do(worker, index int) {
 		for c := c0; c < c1; c += gemmCols {
 			for q := range g.kParts {
 				p0, p1 := g.depth(q)
-				g.packPanel(g.packed[(c-g.j0)*g.k+p0*gemmCols:], c, p0, p1)
+				g.packPanel(&j.workspaces[worker], g.packed[(c-g.j0)*g.k+p0*gemmCols:], c, p0, p1)
 			}
 		}
 	case gemmCompute:
@@ -248,6 +254,8 @@ func (j *gemmJob) Do(worker, index int) {
 		g.block(&j.workspaces[worker], i0, i1, c0, c1)
 	case gemmSkinny:
 		j.skinny(worker, index)
+	case gemmQuantised:
+		j.quantRange(worker, index)
 	}
 }
 
@@ -290,8 +298,12 @@ func (g *gemmCall) normalise() bool {
 
 // plan cuts k into equal blocks and decides what to pack. The figures are where packing began to win on Zen 3 in L2.
 func (g *gemmCall) plan() {
-	g.kParts = max(1, ceil(g.k, gemmDepth))
-	g.kPart = ceil(ceil(g.k, g.kParts), 8) * 8
+	unit := 8
+	if g.element == gemmQuant {
+		unit = quantLayout[g.quant].elements
+	}
+	g.kParts = max(1, ceil(g.k, gemmDepth/unit*unit))
+	g.kPart = ceil(ceil(g.k, g.kParts), unit) * unit
 	depth := min(g.k, g.kPart)
 	switch g.op {
 	case TN:
@@ -346,7 +358,7 @@ func (g *gemmCall) blockDepth(ws *Workspace, i0, i1, c0, c1, q int) {
 			b = g.packed[(c-g.j0)*g.k+p0*gemmCols:]
 		case g.packB || width < gemmCols:
 			b = grow(&ws.b, depth*gemmCols)
-			g.packPanel(b, c, p0, p1)
+			g.packPanel(ws, b, c, p0, p1)
 		default:
 			b, bRow = g.b[p0*g.ldb+c:], g.ldb
 		}

@@ -19,11 +19,15 @@ func (g *gemmCall) packBlock(ws *Workspace, i0, i1, p0, p1, tiles int) {
 }
 
 // packPanel lays columns [c, c+gemmCols) of op(B), rows [p0, p1), together, k by k; columns that B lacks are 0.
-func (g *gemmCall) packPanel(dst []float32, c, p0, p1 int) {
+func (g *gemmCall) packPanel(ws *Workspace, dst []float32, c, p0, p1 int) {
 	dst = dst[:(p1-p0)*gemmCols]
 	width := min(gemmCols, g.n-c)
 	if width < gemmCols {
 		clear(dst)
+	}
+	if g.element == gemmQuant {
+		g.packQuant(ws, dst, c, p0, p1, width)
+		return
 	}
 	if g.op == NT {
 		g.packTransposed(dst, c, p0, p1, width)

@@ -36,11 +36,13 @@ func init() {
 func (j *gemmJob) runSkinny(p *Pool) {
 	g := &j.call
 	j.phase = gemmSkinny
-	size := 4
-	if g.element != gemmF32 {
-		size = 2
+	bytes := g.n * g.k * 4
+	switch g.element {
+	case gemmBF16, gemmF16:
+		bytes /= 2
+	case gemmQuant:
+		bytes = g.n * g.quant.rowBytes(g.k)
 	}
-	bytes := g.n * g.k * size
 	j.cols = min(ceil(g.n, 4), max(ceil(bytes, gemvChunk), min(4*p.threads, ceil(bytes, gemvLeast))))
 	if g.m*g.n*g.k <= gemvSerial {
 		j.cols = 1
@@ -56,12 +58,13 @@ func (j *gemmJob) runSkinny(p *Pool) {
 func (j *gemmJob) skinny(worker, index int) {
 	from, to := part(index, j.cols, j.call.n, 4)
 	for c := from; c < to; c += gemvCols {
-		j.call.dots(j.workspaces[worker].dots[:], c, min(to, c+gemvCols))
+		j.call.dots(&j.workspaces[worker], c, min(to, c+gemvCols))
 	}
 }
 
-// dots computes columns [from, to) of C, gemvCols at most, by way of the scratch in out.
-func (g *gemmCall) dots(out []float32, from, to int) {
+// dots computes columns [from, to) of C, gemvCols at most, by way of the workspace.
+func (g *gemmCall) dots(ws *Workspace, from, to int) {
+	out := ws.dots[:]
 	if g.m == 1 && g.element == gemmF32 && g.k < gemvShort {
 		for c := from; c < to; c++ {
 			out[c-from] = vectors.dot(g.a[:g.k], g.b[c*g.ldb:c*g.ldb+g.k])
@@ -77,6 +80,13 @@ func (g *gemmCall) dots(out []float32, from, to int) {
 		if c+4 > to {
 			width, ldb = 1, 0
 		}
+		var rows []float32
+		if g.element == gemmQuant {
+			rows = grow(&ws.rows, width*g.k)
+			for i := range width {
+				g.widenRow(rows[i*g.k:(i+1)*g.k], c+i, 0)
+			}
+		}
 		for t := range groups {
 			r0, r1 := tileRows(t, groups, g.m)
 			x, y := g.a[r0*g.lda:], out[r0*gemvStride+c-from:]
@@ -87,6 +97,8 @@ func (g *gemmCall) dots(out []float32, from, to int) {
 				gemvDotBF16(r1-r0, k, x, g.lda, g.half[c*g.ldb:], ldb, y, gemvStride)
 			case gemmF16:
 				gemvDotF16(r1-r0, k, x, g.lda, g.half[c*g.ldb:], ldb, y, gemvStride)
+			case gemmQuant:
+				gemvDotF32(r1-r0, k, x, g.lda, rows, ldb, y, gemvStride)
 			}
 		}
 		c += width
