@@ -31,6 +31,7 @@ type Backend struct {
 	parts      [][]float32 // one partial row per thread
 	task       rowTask
 	distilling distillTask
+	experts    expertTask
 	adamw      adamwTask
 	embed      embedTask
 	sums       sumTask
