@@ -157,16 +157,23 @@ func (h header) checkCover(data, end int) error {
 	return nil
 }
 
-// byteSize is the length of a tensor in bytes; false when it does not fit an int.
+// byteSize is the length of a tensor in bytes; false when it does not fit an int or its rows are not whole blocks.
 func byteSize(d tensor.DType, s tensor.Shape) (int, bool) {
-	size := uint64(d.Size())
-	for i := range s.Rank() {
-		if s.Dim(i) == 0 {
-			return 0, true
-		}
+	elements, bytes := d.Block()
+	dims := s.Dims()
+	switch last := len(dims) - 1; {
+	case elements == 1:
+	case last < 0 || dims[last]%elements != 0:
+		return 0, false
+	default:
+		dims[last] /= elements
 	}
-	for i := range s.Rank() {
-		hi, lo := bits.Mul64(size, uint64(s.Dim(i)))
+	if slices.Contains(dims, 0) {
+		return 0, true
+	}
+	size := uint64(bytes)
+	for _, n := range dims {
+		hi, lo := bits.Mul64(size, uint64(n))
 		if hi != 0 || lo > 1<<62 {
 			return 0, false
 		}
