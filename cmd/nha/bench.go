@@ -29,7 +29,7 @@ func newBench() *cobra.Command {
 		Args:    noVerb,
 		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newBenchGEMM(), newBenchOperator(), newBenchTrain(), newBenchDecode())
+	c.AddCommand(newBenchGEMM(), newBenchOperator(), newBenchTrain(), newBenchDecode(), newBenchPrefill())
 	return c
 }
 
@@ -217,14 +217,7 @@ func newBenchDecode() *cobra.Command {
 		Example: "  nha bench decode --size 135m --dtype float32,bfloat16 --depth 128,131072\n  nha bench decode --model runs/small --batch 1,8 --json",
 		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := bench.FindSize(size)
-			o.Size = s.Or(o.Size)
-			for _, name := range sizeFlags {
-				if c.Flags().Changed(name) && !bench.IsPreset(o.Model) {
-					err = fmt.Errorf("--%s: the model directory %s has its own; leave it out or give a preset", name, o.Model)
-				}
-			}
-			return measure(c, &o, err)
+			return measure(c, &o, sizeOf(c, &o.Size, size, o.Model))
 		},
 	}
 	f := c.Flags()
@@ -235,4 +228,38 @@ func newBenchDecode() *cobra.Command {
 	f.IntSliceVar(&o.Depths, "depth", []int{128}, "tokens that each session has read before")
 	timingFlag(f, &o.Timing)
 	return jsonFlag(c)
+}
+
+func newBenchPrefill() *cobra.Command {
+	var o bench.Prefill
+	var size string
+	c := &cobra.Command{
+		Use: "prefill", Short: "Reading a prompt: tokens/s, time to the first new token",
+		Long:    "Prefill measures how long a prompt takes, from an empty state to the logits after its last token.",
+		Example: "  nha bench prefill --model runs/small --tokens 128,512,2048\n  nha bench prefill --size 135m --windows full --json",
+		Args:    exactly(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return measure(c, &o, sizeOf(c, &o.Size, size, o.Model))
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.Model, "model", "nha", "a preset (nha, gsa, window, transformer) with random weights, or a model")
+	modelFlags(f, &o.Size, &size, "large")
+	f.StringSliceVar(&o.DTypes, "dtype", nil, "types of the weights: float32, bfloat16, float16; without it as a model stores them, float32 for a preset")
+	f.IntSliceVar(&o.Tokens, "tokens", []int{128, 512, 2048}, "lengths of prompts")
+	f.IntVar(&o.Chunk, "chunk", 0, "tokens read at a time; 0: as generation does")
+	timingFlag(f, &o.Timing)
+	return jsonFlag(c)
+}
+
+// sizeOf completes s from the size of that name; flags that shape a preset are refused where the model has its own shape.
+func sizeOf(c *cobra.Command, s *bench.ModelSize, size, model string) error {
+	named, err := bench.FindSize(size)
+	*s = named.Or(*s)
+	for _, name := range sizeFlags {
+		if c.Flags().Changed(name) && !bench.IsPreset(model) {
+			err = fmt.Errorf("--%s: the model %s has its own; leave it out or give a preset", name, model)
+		}
+	}
+	return err
 }
