@@ -254,7 +254,9 @@ func TestGGUFLies(t *testing.T) {
 		{"more data", append(bytes.Clone(whole), make([]byte, 33)...), "belong to no tensor"},
 		{"key twice", edit(func(f *gguftest.File) { f.Pairs = append(f.Pairs, f.Pairs[0]) }), "twice"},
 		{"tensor twice", edit(func(f *gguftest.File) { f.Tensors = append(f.Tensors, f.Tensors[1]) }), "twice"},
-		{"alignment", edit(func(f *gguftest.File) { f.Pairs = append(f.Pairs, gguftest.Pair{Key: "general.alignment", Value: uint32(48)}) }), "power of two"},
+		{"alignment", edit(func(f *gguftest.File) {
+			f.Pairs = append(f.Pairs, gguftest.Pair{Key: "general.alignment", Value: uint32(48)})
+		}), "power of two"},
 		{"type Q2_K", edit(func(f *gguftest.File) { f.Tensors[4].Type = 10 }), `"blk.0.attn_q.weight" is Q2_K`},
 		{"type 99", edit(func(f *gguftest.File) { f.Tensors[4].Type = 99 }), "unknown type 99"},
 		{"rank", edit(func(f *gguftest.File) { f.Tensors[1].Dims = []uint64{32, 1, 1, 1, 1} }), "5 dimensions"},

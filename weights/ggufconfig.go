@@ -108,6 +108,9 @@ func (r *ggufReader) checkKeys() {
 	if causal, ok := r.values[r.key("attention.causal")]; ok && causal != true {
 		r.fail("%s %v: only causal attention is supported", r.key("attention.causal"), causal)
 	}
+	if layout, ok := r.values[r.key("tensor_data_layout")]; ok && layout != "Meta AI original pth" {
+		r.fail("%s %.50v is not supported", r.key("tensor_data_layout"), layout)
+	}
 }
 
 // integer is a positive number that must be there.
