@@ -135,6 +135,10 @@ func Machine() []Fact {
 	if m := memory(); m != "" {
 		facts = append(facts, Fact{"memory", m})
 	}
+	for _, line := range backend.Report() {
+		what, is, _ := strings.Cut(line, ": ")
+		facts = append(facts, Fact{what, is})
+	}
 	for _, name := range backend.Names() {
 		f := Fact{Name: "backend " + name}
 		if b, err := backend.Open(name, 0); err != nil {

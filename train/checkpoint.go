@@ -102,21 +102,21 @@ func differs(was, is map[string]string) string {
 // saveTensors writes the moments, and the parameters themselves where the model's own file rounds them.
 func (t *Trainer) saveTensors(path string) error {
 	o := t.optimizer
-	d := o.data.DType
+	trained := o.data.DType
 	stored, err := tensor.ParseDType(t.model.Config.DType)
 	if err != nil {
 		return err
 	}
 	var list []weights.Named
 	add := func(name string, flat tensor.Tensor, p model.Parameter) {
-		host := tensor.New(d, p.Value.Shape)
+		host := tensor.New(flat.DType, p.Value.Shape)
 		o.b.Read(host, flat.At(p.Offset, p.Value.Shape))
 		list = append(list, weights.Named{Name: name, Tensor: host})
 	}
 	for _, p := range o.parameters {
 		add(p.Name+meanSuffix, o.means, p)
 		add(p.Name+squareSuffix, o.squares, p)
-		if stored != d {
+		if stored != trained {
 			add(p.Name+parameterSuffix, o.data, p)
 		}
 	}
@@ -131,9 +131,12 @@ func (t *Trainer) loadTensors(path string) error {
 		return err
 	}
 	defer f.Close()
-	flats := map[string]tensor.Tensor{meanSuffix: o.means, squareSuffix: o.squares}
+	flats := map[string][]tensor.Tensor{meanSuffix: {o.means}, squareSuffix: {o.squares}}
 	if _, ok := f.Tensor(o.parameters[0].Name + parameterSuffix); ok {
-		flats[parameterSuffix] = o.data
+		flats[parameterSuffix] = []tensor.Tensor{o.data}
+		if o.rounded.Present() {
+			flats[parameterSuffix] = append(flats[parameterSuffix], o.rounded)
+		}
 	}
 	var specs []weights.Spec
 	for _, p := range o.parameters {
@@ -145,12 +148,14 @@ func (t *Trainer) loadTensors(path string) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	for _, p := range o.parameters {
-		for suffix, flat := range flats {
+		for suffix, list := range flats {
 			x, _ := f.Tensor(p.Name + suffix)
 			if !x.DType.Float() {
 				return fmt.Errorf("%s: tensor %s is %v: must be floating-point", path, p.Name+suffix, x.DType)
 			}
-			o.b.Write(flat.At(p.Offset, p.Value.Shape), x)
+			for _, flat := range list {
+				o.b.Write(flat.At(p.Offset, p.Value.Shape), x)
+			}
 		}
 	}
 	return nil

@@ -16,7 +16,8 @@ import (
 type optimizer struct {
 	b                 backend.Backend
 	parameters        []model.Parameter
-	data, gradients   tensor.Tensor
+	data, gradients   tensor.Tensor // what is trained: the model's master where it has one
+	rounded           tensor.Tensor // then: what the model computes with
 	means, squares    tensor.Tensor // AdamW's m and v
 	runs              []run
 	beta1, beta2, eps float64
@@ -27,6 +28,7 @@ type run struct {
 	from, to           int
 	factor, decay      float64
 	p, g, mean, square tensor.Tensor
+	rounded            tensor.Tensor // absent where p is what the model computes with
 }
 
 func newOptimizer(m *model.Model, s *Settings) (*optimizer, error) {
@@ -35,6 +37,15 @@ func newOptimizer(m *model.Model, s *Settings) (*optimizer, error) {
 		return nil, fmt.Errorf("this model was loaded without gradients: load it to be trained")
 	}
 	o := &optimizer{b: m.Backend(), parameters: m.Parameters(), data: data, gradients: gradients, beta1: s.Beta1, beta2: s.Beta2, eps: s.Epsilon}
+	if master := m.Master(); master.Present() {
+		o.data, o.rounded = master, data
+	}
+	moments := o.data.DType
+	if s.Moments == BFloat16 {
+		if moments = tensor.BF16; !o.rounded.Present() {
+			return nil, fmt.Errorf("moments %s: the backend %s keeps them as its parameters are, %v; use float32", s.Moments, o.b.Name(), data.DType)
+		}
+	}
 	patterns := slices.Sorted(maps.Keys(s.LearningRateFactors))
 	used := map[string]bool{}
 	for i, p := range o.parameters {
@@ -62,11 +73,14 @@ func newOptimizer(m *model.Model, s *Settings) (*optimizer, error) {
 			return nil, fmt.Errorf("learning_rate_factors %q: no tensor of the model has that in its name", pattern)
 		}
 	}
-	o.means, o.squares = o.b.Alloc(data.DType, data.Shape), o.b.Alloc(data.DType, data.Shape)
+	o.means, o.squares = o.b.Alloc(moments, data.Shape), o.b.Alloc(moments, data.Shape)
 	for i := range o.runs {
 		r := &o.runs[i]
 		s := tensor.Of(r.to - r.from)
-		r.p, r.g, r.mean, r.square = data.At(r.from, s), gradients.At(r.from, s), o.means.At(r.from, s), o.squares.At(r.from, s)
+		r.p, r.g, r.mean, r.square = o.data.At(r.from, s), gradients.At(r.from, s), o.means.At(r.from, s), o.squares.At(r.from, s)
+		if o.rounded.Present() {
+			r.rounded = o.rounded.At(r.from, s)
+		}
 	}
 	return o, nil
 }
@@ -96,13 +110,18 @@ func (o *optimizer) apply(t int, rate, scale float64) {
 			continue
 		}
 		backend.ApplyAdamW(o.b, r.p, r.g, r.mean, r.square, backend.AdamW{LearningRate: rate * r.factor, Beta1: o.beta1, Beta2: o.beta2,
-			Epsilon: o.eps, WeightDecay: r.decay, GradientScale: scale, Step: t})
+			Epsilon: o.eps, WeightDecay: r.decay, GradientScale: scale, Rounded: r.rounded, Step: t})
 	}
 }
 
 // bytes is the memory of parameters, gradients and moments.
-func (o *optimizer) bytes() int {
-	return 4 * o.data.Len() * o.data.DType.Size()
+func (o *optimizer) bytes() (n int) {
+	for _, t := range []tensor.Tensor{o.data, o.rounded, o.gradients, o.means, o.squares} {
+		if t.Present() {
+			n += t.Len() * t.DType.Size()
+		}
+	}
+	return n
 }
 
 func (o *optimizer) close() {

@@ -52,7 +52,7 @@ type Options struct {
 	Batch           int    `toml:"batch" help:"rows of a batch"`
 	Tokens          int64  `toml:"tokens" help:"train for so many tokens, instead of steps"`
 	ValidateBatches int    `toml:"validate_batches" resume:"free" help:"batches of a validation; 0: all the validation text"`
-	Backend         string `toml:"backend" resume:"free" help:"where to compute"`
+	Backend         string `toml:"backend" resume:"free" help:"where to compute; auto: on the card where there is one"`
 	Threads         int    `toml:"threads" resume:"free" help:"0: one for every processor"`
 
 	Settings
@@ -64,10 +64,13 @@ var Sizes = []struct {
 	Hidden, Layers int
 }{{"tiny", 128, 2}, {"small", 256, 4}, {"medium", 512, 8}, {"340m", 1024, 24}, {"1.3b", 2048, 24}}
 
+// Auto is the backend that is the best here (backend.OpenBest). The run file of a run names the one it was.
+const Auto = backend.Auto
+
 // DefaultOptions train a small NHA model on one machine; only Data and Out are missing.
 func DefaultOptions() Options {
 	return Options{HeldOut: 0.01, Field: "text", Preset: "nha", Size: "small", Slots: 64, GateBiasLow: -8, GateBiasHigh: 4, Seed: 1,
-		Context: 256, Batch: 8, ValidateBatches: 32, Backend: "cpu", Settings: DefaultSettings()}
+		Context: 256, Batch: 8, ValidateBatches: 32, Backend: Auto, Settings: DefaultSettings()}
 }
 
 // ReadOptions reads a run file over the defaults. An unknown key is an error that names it.
@@ -363,12 +366,12 @@ func (o *Options) newModel(vocabulary int, bos, eos *int, b backend.Backend) (*m
 }
 
 // identity is the options that a resumed run must share with the run, by key. Where the schedule does not look at the end, the
-// end may move.
+// end may move. What moments are when nothing is said goes without saying, so that runs from before there was a choice go on.
 func (o *Options) identity() map[string]string {
 	id := map[string]string{}
 	o.each(func(f reflect.StructField, v reflect.Value) {
 		key := f.Tag.Get("toml")
-		if f.Tag.Get("resume") != "free" && !(key == "steps" && o.Schedule == Constant) {
+		if f.Tag.Get("resume") != "free" && !(key == "steps" && o.Schedule == Constant) && !(key == "moments" && o.Moments == Float32) {
 			id[key] = show(v)
 		}
 	})

@@ -12,9 +12,10 @@ import (
 
 // Reporter is told how a run goes. Its methods are called by one goroutine and should return quickly.
 type Reporter interface {
-	Preparing(data.Progress) // tokenising, about once a megabyte
-	Step(Report)             // after every step
-	Notice(string)           // what the user may want to know and need not act on
+	Preparing(data.Progress)   // tokenising, about once a megabyte
+	Compiling(done, total int) // kernels for a card, the first time it sees the model's shapes
+	Step(Report)               // after every step
+	Notice(string)             // what the user may want to know and need not act on
 }
 
 // Report is where a run stands after a step.
@@ -30,6 +31,7 @@ type Report struct {
 type silent struct{}
 
 func (silent) Preparing(data.Progress) {}
+func (silent) Compiling(int, int)      {}
 func (silent) Step(Report)             {}
 func (silent) Notice(string)           {}
 
@@ -50,6 +52,13 @@ const redraw = 100 * time.Millisecond
 func (t *Text) Preparing(p data.Progress) {
 	if t.Terminal && (time.Since(t.last) > redraw || p.Read == p.Size) {
 		t.line(fmt.Sprintf("tokenising: %s of %s read, %s tokens", size(float64(p.Read)), size(float64(p.Size)), count(float64(p.Tokens))), p.Read == p.Size)
+	}
+}
+
+// Compiling implements Reporter.
+func (t *Text) Compiling(done, total int) {
+	if last := done == total; t.Terminal || last || done == 0 {
+		t.line(fmt.Sprintf("compiling kernels for this card, kept for the next time: %d of %d", done, total), last)
 	}
 }
 

@@ -66,10 +66,11 @@ func (o *Options) begin(ctx context.Context, r Reporter) (_ *Loop, _ func(), err
 		return nil, nil, err
 	}
 	closers = append(closers, text.close)
-	b, err := backend.Open(o.Backend, o.Threads)
+	b, err := backend.OpenBest(o.Backend, o.Threads, r.Notice)
 	if err != nil {
 		return nil, nil, err
 	}
+	o.Backend = b.Name()
 	closers = append(closers, func() { b.Close() })
 	identity := o.identity()
 	identity["tokenizer"], identity["data"] = text.tokenizer.Hash(), text.train.Fingerprint()
@@ -82,10 +83,13 @@ func (o *Options) begin(ctx context.Context, r Reporter) (_ *Loop, _ func(), err
 	if err != nil {
 		return nil, nil, err
 	}
-	t, err := NewTrainer(m, o.Settings, NewLoaderSource(loader))
+	source := NewAhead(NewLoaderSource(loader))
+	closers = append(closers, source.Close)
+	t, err := NewTrainer(m, o.Settings, source)
 	if err != nil {
 		return nil, nil, err
 	}
+	t.Compiling = r.Compiling
 	closers = append(closers, t.Close)
 	l := &Loop{Trainer: t, Dir: o.Out, SaveTokenizer: text.tokenizer.Save, Identity: identity, Reporter: r}
 	if text.held != nil {

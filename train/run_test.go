@@ -3,6 +3,7 @@ package train
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,6 +71,7 @@ func textOptions(dir string) Options {
 	o.HiddenSize, o.Layers, o.Heads, o.Slots, o.IntermediateSize, o.Windows = 16, 1, 2, 4, 32, "4"
 	o.Context, o.Batch, o.Accumulation, o.HeldOut, o.ValidateBatches = 16, 2, 2, 0.1, 3
 	o.Steps, o.ValidateEvery, o.CheckpointEvery, o.LogEvery, o.Threads = runSteps, 10, checkpointEvery, 4, 2
+	o.Backend = cmp.Or(os.Getenv("NHA_BACKEND"), "cpu") // a card's runs are stopped and resumed by the same tests
 	return o
 }
 

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"math"
 	"strings"
+
+	"nha/autograd"
+	"nha/model"
 )
 
 // Settings are what the loop needs to know, whatever the model and the data. The tag resume:"free" marks what may change from
@@ -20,8 +23,10 @@ type Settings struct {
 	Beta2               float64            `toml:"beta2" help:"AdamW's decay of the mean squared gradient"`
 	Epsilon             float64            `toml:"epsilon" help:"AdamW's epsilon"`
 	WeightDecay         float64            `toml:"weight_decay" help:"AdamW's decoupled weight decay, on matrices only"`
+	Moments             string             `toml:"moments" help:"type of AdamW's moments: float32, or on a card bfloat16, in half the memory"`
 	Clip                float64            `toml:"clip" help:"largest norm of the whole gradient; 0: no limit"`
 	LearningRateFactors map[string]float64 `toml:"learning_rate_factors" help:"factors on the learning rate of the tensors whose name contains a pattern: f_proj=10"`
+	Recompute           string             `toml:"recompute" resume:"free" help:"what backward computes again instead of keeping it: none, activations, blocks; empty: none on a card, activations elsewhere"`
 	MaxSkipped          int                `toml:"max_skipped" resume:"free" help:"stop after so many steps in a row without a finite loss and gradient"`
 	ValidateEvery       int                `toml:"validate_every" resume:"free" help:"steps between validations; 0: at the end only"`
 	CheckpointEvery     int                `toml:"checkpoint_every" resume:"free" help:"steps between checkpoints; 0: at the end only"`
@@ -36,10 +41,30 @@ const (
 	Constant = "constant"
 )
 
+// The types of moments.
+const (
+	Float32  = "float32"
+	BFloat16 = "bfloat16"
+)
+
+// recomputes are the values of Recompute.
+var recomputes = map[string]autograd.Recompute{"none": autograd.RecomputeNothing, "activations": autograd.RecomputeActivations, "blocks": autograd.RecomputeBlocks}
+
+// recompute is Recompute for a model: a card has the memory, and its steps are bound by it moving.
+func (s *Settings) recompute(m *model.Model) autograd.Recompute {
+	if r, ok := recomputes[s.Recompute]; ok {
+		return r
+	}
+	if data, _ := m.Flat(); data.Address() != 0 {
+		return autograd.RecomputeNothing
+	}
+	return autograd.RecomputeActivations
+}
+
 // DefaultSettings suit models of up to some tens of millions of parameters.
 func DefaultSettings() Settings {
 	return Settings{Accumulation: 1, LearningRate: 2e-3, Schedule: Cosine, Warmup: -1, MinimumRatio: 0.1, DecayFraction: 0.2, Beta1: 0.9,
-		Beta2: 0.95, Epsilon: 1e-8, WeightDecay: 0.1, Clip: 1, MaxSkipped: 10, ValidateEvery: 100, CheckpointEvery: 100, Keep: 2, LogEvery: 10}
+		Beta2: 0.95, Epsilon: 1e-8, WeightDecay: 0.1, Moments: Float32, Clip: 1, MaxSkipped: 10, ValidateEvery: 100, CheckpointEvery: 100, Keep: 2, LogEvery: 10}
 }
 
 // Resolve fills in what follows from the rest and checks the whole; its errors name the key.
@@ -74,6 +99,20 @@ func (s *Settings) Resolve() error {
 		if !k.ok || math.IsInf(k.value, 0) {
 			return fmt.Errorf("%s %v: must be %s", k.key, k.value, k.want)
 		}
+	}
+	switch s.Moments {
+	case "":
+		s.Moments = Float32
+	case Float32:
+	case BFloat16:
+		if s.Beta2 > 0.99 {
+			return fmt.Errorf("beta2 %v: with moments %s at most 0.99, since 8 bits do not see the smaller changes", s.Beta2, BFloat16)
+		}
+	default:
+		return fmt.Errorf("unknown moments %q: use %s or %s", s.Moments, Float32, BFloat16)
+	}
+	if _, ok := recomputes[s.Recompute]; !ok && s.Recompute != "" {
+		return fmt.Errorf("unknown recompute %q: use none, activations or blocks", s.Recompute)
 	}
 	for pattern, factor := range s.LearningRateFactors {
 		if !(factor >= 0) || math.IsInf(factor, 0) {

@@ -6,7 +6,9 @@ import (
 	"math"
 
 	"nha/autograd"
+	"nha/backend"
 	"nha/model"
+	"nha/tensor"
 )
 
 // Source gives the batches of a training run. It is asked for one after the other, never from two goroutines.
@@ -27,7 +29,12 @@ type Trainer struct {
 	tape      *autograd.Tape
 	optimizer *optimizer
 	batches   []model.Batch // of one step
+	losses    tensor.Tensor // of its tokens
 	progress  progress
+	compiled  bool
+
+	// Compiling is told, before the first step, how many of the kernels that had to be compiled are done; nil: nobody.
+	Compiling func(done, total int)
 }
 
 // progress is how far a Trainer has come.
@@ -81,13 +88,18 @@ func NewTrainer(m *model.Model, s Settings, source Source) (*Trainer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Trainer{model: m, settings: s, source: source, tape: autograd.New(m.Backend()), optimizer: o, batches: make([]model.Batch, s.Accumulation)}, nil
+	t := &Trainer{model: m, settings: s, source: source, tape: autograd.New(m.Backend()), optimizer: o, batches: make([]model.Batch, s.Accumulation)}
+	t.tape.SetRecompute(s.recompute(m))
+	return t, nil
 }
 
 // Close gives the memory of activations and moments back.
 func (t *Trainer) Close() {
 	t.tape.Close()
 	t.optimizer.close()
+	if t.losses.Present() {
+		t.model.Backend().Free(t.losses)
+	}
 }
 
 // Settings are the resolved ones.
@@ -113,15 +125,12 @@ func (t *Trainer) Step() (Stats, error) {
 	if err := t.fetch(&s); err != nil {
 		return s, fmt.Errorf("step %d: %w", s.Step, err)
 	}
-	t.optimizer.begin()
-	sum := 0.0
-	for i := range t.batches {
-		t.tape.Reset()
-		part, _ := t.model.Loss(t.tape, &t.batches[i], 1/float64(s.Predicted))
-		t.tape.Backward()
-		sum += part
+	if err := t.compile(&s); err != nil {
+		return s, err
 	}
-	t.tape.Reset()
+	t.gradient(&s)
+	// A device has been given all its work up to here; now the host waits, once a step.
+	sum := t.model.Backend().Sum(t.losses.Narrow(0, s.Tokens))
 	loss, norm := sum/float64(s.Predicted), math.Sqrt(t.optimizer.squaredNorm())
 	s.Loss, s.GradientNorm, s.Skipped = Number(loss), Number(norm), !finite(loss) || !finite(norm)
 
@@ -142,6 +151,42 @@ func (t *Trainer) Step() (Stats, error) {
 	}
 	t.optimizer.apply(p.Step-p.Skipped, float64(s.LearningRate), scale)
 	return s, nil
+}
+
+// gradient is forward and backward of all the step's batches; their tokens' losses come side by side.
+func (t *Trainer) gradient(s *Stats) {
+	b := t.model.Backend()
+	t.optimizer.begin()
+	at := 0
+	for i := range t.batches {
+		t.tape.Reset()
+		losses, _ := t.model.Losses(t.tape, &t.batches[i], 1/float64(s.Predicted))
+		if t.losses.Len() < s.Tokens {
+			if t.losses.Present() {
+				b.Free(t.losses)
+			}
+			t.losses = b.Alloc(losses.DType, tensor.Of(s.Tokens))
+		}
+		t.tape.Backward()
+		b.Copy(t.losses.Narrow(at, at+losses.Len()), losses.Tensor)
+		at += losses.Len()
+	}
+	t.tape.Reset()
+}
+
+// compile has a backend that compiles kernels compile those of a step together, before the first. Nothing is computed.
+func (t *Trainer) compile(s *Stats) error {
+	c, ok := t.model.Backend().(backend.Compiler)
+	if !ok || t.compiled {
+		return nil
+	}
+	t.compiled = true
+	return c.Compile(func() {
+		t.gradient(s)
+		t.model.Backend().Sum(t.losses.Narrow(0, s.Tokens))
+		t.optimizer.squaredNorm()
+		t.optimizer.apply(1, 0, 0)
+	}, t.Compiling)
 }
 
 // fetch gets the step's batches first, because the scale of each one's loss is the number of targets in all of them.

@@ -10,6 +10,7 @@ import (
 )
 
 func init() {
+	backend.Prefer("cuda", Here, Report)
 	backend.Register("cuda", func(int) (backend.Backend, error) { return opened(tensor.BF16) })
 	backend.Register("cuda-f32", func(int) (backend.Backend, error) { return opened(tensor.F32) })
 }
@@ -68,6 +69,15 @@ func Open(dtype tensor.DType) (*Backend, error) {
 		return nil, err
 	}
 	return b, nil
+}
+
+// Here reports whether there is a sign of a card: the driver's library opens.
+func Here() bool {
+	if supported != "" {
+		return false
+	}
+	_, err := openDriver()
+	return err == nil
 }
 
 // typeNames are the element types as kernels call them.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nha/backend"
 	"nha/demo"
 )
 
@@ -20,7 +21,9 @@ func newDemo() *cobra.Command {
 			if o.RecallSteps < 0 || o.TextSteps < 0 {
 				return usageError{fmt.Errorf("--recall-steps %d, --text-steps %d: must be at least 1, or 0 for the default", o.RecallSteps, o.TextSteps)}
 			}
-			o.Backend, o.Threads = backendName(), flags.threads
+			if o.Backend, o.Threads = flags.backend, flags.threads; o.Backend == backend.Auto {
+				o.Backend = "cpu" // whose numbers the documents show
+			}
 			var tables io.Writer = c.OutOrStdout()
 			if flags.json {
 				tables = os.Stderr

@@ -98,10 +98,10 @@ func newRoot() *cobra.Command {
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{flagError(err)} })
-	backends := append([]string{"auto"}, backend.Names()...)
+	backends := append([]string{backend.Auto}, backend.Names()...)
 	p := root.PersistentFlags()
 	p.IntVar(&flags.threads, "threads", 0, "threads to compute with; 0 means all (GOMAXPROCS)")
-	p.StringVar(&flags.backend, "backend", "auto", "where to compute: "+strings.Join(backends, ", "))
+	p.StringVar(&flags.backend, "backend", backend.Auto, "where to compute: "+strings.Join(backends, ", "))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if flags.threads < 0 {
 			return usageError{fmt.Errorf("--threads %d: must be 0 (all) or more", flags.threads)}
@@ -184,15 +184,7 @@ func jsonFlag(c *cobra.Command) *cobra.Command {
 
 // openBackend starts the backend of --backend; auto is the best there is.
 func openBackend() (backend.Backend, error) {
-	return backend.Open(backendName(), flags.threads)
-}
-
-// backendName is --backend, with auto resolved to the best there is.
-func backendName() string {
-	if flags.backend == "auto" {
-		return "cpu"
-	}
-	return flags.backend
+	return backend.OpenBest(flags.backend, flags.threads, func(s string) { fmt.Fprintln(os.Stderr, "nha: "+s) })
 }
 
 func newVersion() *cobra.Command {

@@ -107,7 +107,7 @@ func trainOptions(c *cobra.Command, file, resume string, values map[string]*opti
 		o.Threads = flags.threads
 	}
 	if c.Flags().Changed("backend") {
-		o.Backend = backendName()
+		o.Backend = flags.backend
 	}
 	if o.Out == "" || len(o.Data) == 0 {
 		return o, usageError{errors.New("train needs --data and --out, on the command line or in the run file, or --resume")}
