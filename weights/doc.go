@@ -1,4 +1,4 @@
-// Package weights reads and writes model weights in the safetensors format.
+// Package weights reads and writes model weights in the safetensors format, and reads GGUF files (gguf.go) as the same.
 //
 // A file is
 //
@@ -10,4 +10,6 @@
 // is believed only where it accounts for every byte of the file once; what it says wrongly is an error that names the file
 // and the tensor, and costs no more memory than the header itself. A weight is never silently left out (SPEC 4, 12): Match
 // holds a file against the list of tensors that a model wants, and a sharded model's index against its shards.
+//
+// Quantised tensors, which safetensors does not know, are stored as bytes with a note beside them: blocks.go.
 package weights

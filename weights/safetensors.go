@@ -51,6 +51,9 @@ func Open(path string) (*File, error) {
 
 func newFile(path string, data []byte) (*File, error) {
 	h, err := parseHeader(data)
+	if err == nil {
+		err = h.readBlockNotes()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -72,7 +75,7 @@ func (f *File) Tensor(name string) (tensor.Tensor, bool) {
 	if e.from == e.to {
 		return tensor.New(e.dtype, e.shape), true
 	}
-	if e.from%e.dtype.Size() == 0 {
+	if e.from%alignment(e.dtype) == 0 {
 		return tensor.FromBytes(e.dtype, e.shape, f.data[e.from:e.to:e.to]), true
 	}
 	f.mutex.Lock()

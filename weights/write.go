@@ -30,12 +30,16 @@ func (n Named) dtype() tensor.DType {
 }
 
 // Write writes a safetensors file, atomically. The bytes depend on the names, types and values alone, not on the order of
-// the list: tensors lie by falling element size, so that each is aligned, then by name.
+// the list: tensors lie by falling element size, so that each is aligned, then by name. Quantised tensors are stored as blocks.go says.
 func Write(path string, metadata map[string]string, tensors []Named) error {
 	sorted := slices.Clone(tensors)
 	slices.SortFunc(sorted, func(a, b Named) int {
-		return cmp.Or(cmp.Compare(b.dtype().Size(), a.dtype().Size()), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(alignment(b.dtype()), alignment(a.dtype())), cmp.Compare(a.Name, b.Name))
 	})
+	metadata, err := blockNotes(metadata, sorted)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
 	head, err := formatHeader(metadata, sorted)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -51,6 +55,14 @@ func Write(path string, metadata map[string]string, tensors []Named) error {
 		}
 		return nil
 	})
+}
+
+// alignment is that of a type's first byte; every quantised block begins with or ends in a half and has an even size.
+func alignment(d tensor.DType) int {
+	if d.Quantized() {
+		return 2
+	}
+	return d.Size()
 }
 
 // formatHeader is the length and the JSON, padded with spaces to a multiple of 8.
@@ -73,9 +85,10 @@ func formatHeader(metadata map[string]string, sorted []Named) ([]byte, error) {
 			return nil, fmt.Errorf("tensor name %q is taken", n.Name)
 		case !utf8.ValidString(n.Name):
 			return nil, fmt.Errorf("tensor name %q is not valid UTF-8", n.Name)
-		case !n.Tensor.Present() || n.Tensor.Len()*n.Tensor.DType.Size() != len(n.Tensor.Bytes()):
+		case !n.Tensor.Present() || n.Tensor.DType.Bytes(n.Tensor.Len()) != len(n.Tensor.Bytes()):
 			return nil, fmt.Errorf("tensor %q is not in host memory", n.Name)
 		}
+		stored, shape := stored(n.dtype(), n.Tensor.Shape)
 		seen[n.Name] = true
 		name, err := json.Marshal(n.Name)
 		if err != nil {
@@ -84,13 +97,13 @@ func formatHeader(metadata map[string]string, sorted []Named) ([]byte, error) {
 		if b.Len() > 9 {
 			b.WriteByte(',')
 		}
-		to := from + n.Tensor.Len()*n.dtype().Size()
-		fmt.Fprintf(&b, `%s:{"dtype":"%v","shape":[`, name, n.dtype())
-		for i := range n.Tensor.Shape.Rank() {
+		to := from + n.dtype().Bytes(n.Tensor.Len())
+		fmt.Fprintf(&b, `%s:{"dtype":"%v","shape":[`, name, stored)
+		for i := range shape.Rank() {
 			if i > 0 {
 				b.WriteByte(',')
 			}
-			b.WriteString(strconv.Itoa(n.Tensor.Dim(i)))
+			b.WriteString(strconv.Itoa(shape.Dim(i)))
 		}
 		fmt.Fprintf(&b, `],"data_offsets":[%d,%d]}`, from, to)
 		from = to
@@ -107,7 +120,7 @@ func formatHeader(metadata map[string]string, sorted []Named) ([]byte, error) {
 	return head, nil
 }
 
-// writeTensor writes the elements, converted a piece at a time where the file's type is another.
+// writeTensor writes the elements, converted a piece at a time where the file's type is another. Blocks hold finite numbers.
 func writeTensor(w io.Writer, n Named) error {
 	t := n.Tensor
 	if n.dtype() == t.DType {
@@ -118,10 +131,21 @@ func writeTensor(w io.Writer, n Named) error {
 	t = t.View(t.Len())
 	for at := 0; at < t.Len(); at += piece {
 		c := tensor.New(n.dtype(), tensor.Of(min(piece, t.Len()-at)))
-		tensor.Convert(c, t.At(at, c.Shape))
+		x := t.At(at, c.Shape)
+		if c.DType.Quantized() {
+			wide := tensor.New(tensor.F32, c.Shape)
+			tensor.Convert(wide, x)
+			if i := slices.IndexFunc(wide.F32(), notFinite); i >= 0 {
+				return fmt.Errorf("tensor %q: element %d is %v, which %v cannot hold", n.Name, at+i, wide.F32()[i], c.DType)
+			}
+			x = wide
+		}
+		tensor.Convert(c, x)
 		if _, err := w.Write(c.Bytes()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+func notFinite(x float32) bool { return x-x != 0 }
