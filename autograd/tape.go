@@ -51,6 +51,10 @@ type record struct {
 	epsilon  float64
 	call     attention.Call
 	flows    *StateFlow
+
+	normalize bool     // of Route
+	group     []*Value // of LinearEach
+	counts    []int
 }
 
 // Tape records ops over one backend. The zero value is not usable: New.

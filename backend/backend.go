@@ -27,6 +27,7 @@ type Backend interface {
 	Dense
 	Pointwise
 	Attention
+	Experts
 	Training
 	Distillation
 }
@@ -88,6 +89,17 @@ type Pointwise interface {
 type Attention interface {
 	NHA(c *attention.Call)
 	NHABackward(c *attention.Call, g *attention.Gradients)
+}
+
+// Experts is the routing of a mixture of experts. What the experts compute is matmul and swiglu, on rows that embed gathers.
+type Experts interface {
+	// Route chooses the k experts of the largest logits, the first of equals, for every row of logits [N, E]: ids [N, k] I32, the largest
+	// first, and their weights [N, k], softmax over all E, or over the k where normalize is set.
+	Route(weights, ids, logits tensor.Tensor, normalize bool)
+	RouteBackward(dlogits Gradient, dweights, weights, ids, logits tensor.Tensor, normalize bool)
+	// Combine is y[t] (+)= sum_j weights[t,j] x[places[t,j]]; places [N, k] I32 names every row of x [N k, D] once.
+	Combine(y Gradient, x, weights, places tensor.Tensor)
+	CombineBackward(dx, dweights Gradient, dy, x, weights, places tensor.Tensor)
 }
 
 // Training is loss and optimiser.

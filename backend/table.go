@@ -20,6 +20,8 @@ var Table = []Spec{
 	{"silu", "x F", "y F", "x"},
 	{"swiglu", "gate, up F", "y F", "gate, up"},
 	{"nha", "q [N Hq*K], k [N H*K], v [N H*V], z [N H*M] F, initial states", "o [N Hq*V], lse [N Hq], share [N Hq] F, final states", "q, k, v, z, initial states; from o and final states"},
+	{"route", "logits [N E] F, k, normalize", "weights [N k] F, ids [N k] I32", "logits"},
+	{"combine", "x [N*k D] F, weights [N k] F, places [N k] I32", "y [N D] F, written or added", "x, weights"},
 	{"cross_entropy", "logits [N vocabulary] F, targets [N] I32, scale", "loss [N] F, gradient in place of logits", "logits"},
 	{"distill", "logits, teacher [N vocabulary] F, targets [N] I32, scales", "nll, kl [N] F, gradient in place of logits", "logits"},
 	{"distill_top", "logits [N vocabulary] F, logq [N k] F, ids [N k] I32, targets [N] I32, scales", "nll, kl [N] F, gradient in place of logits", "logits"},

@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"strings"
 
-	"nha/attention"
 	"nha/autograd"
 	"nha/backend"
 	"nha/nn"
@@ -82,18 +81,20 @@ func (in Init) start(c *Config, s weights.Spec) tensor.Tensor {
 	x := make([]float32, s.Shape.Len())
 	std := in.Std
 	switch {
-	case s.Shape.Rank() == 1 && strings.HasSuffix(s.Name, ".bias"): // the gate's
+	case strings.HasSuffix(s.Name, c.names().gate+".bias"):
 		for i := range x {
 			slot := float64(i % c.NumSlots)
 			x[i] = float32(in.GateBiasLow + (in.GateBiasHigh-in.GateBiasLow)*slot/math.Max(1, float64(c.NumSlots-1)))
 		}
+		return tensor.FromF32(x, s.Shape.Dims()...)
+	case strings.HasSuffix(s.Name, ".bias"):
 		return tensor.FromF32(x, s.Shape.Dims()...)
 	case s.Shape.Rank() == 1:
 		for i := range x {
 			x[i] = 1
 		}
 		return tensor.FromF32(x, s.Shape.Dims()...)
-	case s.Name == embeddingName:
+	case s.Name == c.names().embedding:
 		std = in.EmbeddingStd
 	case strings.HasSuffix(s.Name, "o_proj.weight") || strings.HasSuffix(s.Name, "down_proj.weight"):
 		std /= math.Sqrt(2 * float64(c.NumHiddenLayers))
@@ -147,13 +148,18 @@ func allocate(c Config, b backend.Backend, train bool) *Model {
 // assemble wires the blocks to the parameters.
 func (m *Model) assemble(values map[string]*autograd.Value) {
 	c := &m.Config
-	m.rope = attention.NewRope(c.HeadDim, c.RopeTheta)
-	m.embedding, m.head = values[embeddingName], values[headName]
+	m.rope = c.Rope()
+	m.embedding, m.head = values[c.names().embedding], values[headName]
 	if c.TieWordEmbeddings {
 		m.head = m.embedding
 	}
 	norm := func(s weights.Spec) nn.RMSNorm { return nn.RMSNorm{Weight: values[s.Name], Epsilon: c.NormEps} }
-	linear := func(s weights.Spec) nn.Linear { return nn.Linear{Weight: values[s.Name]} }
+	linear := func(s linearSpecs) nn.Linear {
+		return nn.Linear{Weight: values[s.weight.Name], Bias: values[s.bias.Name]}
+	}
+	swiglu := func(s mlpSpecs) nn.SwiGLU {
+		return nn.SwiGLU{Gate: linear(s.gate), Up: linear(s.up), Down: linear(s.down)}
+	}
 	m.norm = norm(weights.Spec{Name: normName})
 	m.blocks = make([]block, c.NumHiddenLayers)
 	for i := range m.blocks {
@@ -162,11 +168,18 @@ func (m *Model) assemble(values map[string]*autograd.Value) {
 			panic("model: unresolved configuration: " + err.Error())
 		}
 		s := c.layerSpecs(i)
-		gate := linear(s.f)
-		gate.Bias = values[s.fBias.Name]
-		m.blocks[i] = block{attention: op, attnNorm: norm(s.attnNorm), q: linear(s.q), k: linear(s.k), v: linear(s.v), gate: gate,
-			outputNorm: norm(s.gNorm), o: linear(s.o), mlpNorm: norm(s.mlpNorm),
-			mlp: nn.SwiGLU{Gate: linear(s.gate), Up: linear(s.up), Down: linear(s.down)}, activateValues: c.ValueActivation == "silu"}
+		l := block{attention: op, attnNorm: norm(s.attnNorm), q: linear(s.q), k: linear(s.k), v: linear(s.v), gate: linear(s.f), qNorm: norm(s.qNorm),
+			kNorm: norm(s.kNorm), outputNorm: norm(s.gNorm), o: linear(s.o), mlpNorm: norm(s.mlpNorm), activateValues: c.ValueActivation == "silu"}
+		if c.Experts.In(i) {
+			var experts []nn.SwiGLU
+			for _, e := range s.experts {
+				experts = append(experts, swiglu(e))
+			}
+			l.experts = nn.NewExperts(nn.Linear{Weight: values[s.router.Name]}, experts, c.Experts.TopK, c.Experts.Normalize)
+		} else {
+			l.mlp = swiglu(s.mlp)
+		}
+		m.blocks[i] = l
 	}
 }
 
@@ -198,10 +211,8 @@ func (m *Model) Hash() string {
 	if m.hash != "" && !m.gradients.Present() { // a model that trains changes
 		return m.hash
 	}
-	c := m.Config
-	c.LayerWindows, c.DType = nil, ""
 	h := sha256.New()
-	if err := json.NewEncoder(h).Encode(c); err != nil {
+	if err := json.NewEncoder(h).Encode(m.Config.function()); err != nil {
 		panic(fmt.Sprintf("model: configuration does not encode: %v", err))
 	}
 	const part = 1024 // elements

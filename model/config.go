@@ -3,18 +3,18 @@ package model
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
+	"maps"
+	"math"
 	"slices"
-	"sort"
 	"strings"
 
 	"nha/attention"
 	"nha/tensor"
 )
 
-// Config is the config.json of model_type nha (SPEC 2), in Hugging Face's style. Resolve fills in what is derived and
-// checks it; a Config that was read or resolved is complete.
+// Config is what a model of any family computes, resolved: every family reads its config.json into it (family.go) and the rest of
+// the program sees nothing else. The tags are family nha's keys of config.json and what the hash of a model is made of. Resolve
+// fills in what is derived and checks it; a Config that was read or resolved is complete.
 type Config struct {
 	ModelType             string   `json:"model_type"`
 	Architectures         []string `json:"architectures"`
@@ -37,9 +37,22 @@ type Config struct {
 	TieWordEmbeddings     bool     `json:"tie_word_embeddings"`
 	MaxPositionEmbeddings int      `json:"max_position_embeddings"`
 	BosTokenID            *int     `json:"bos_token_id,omitempty"`
-	EosTokenID            *int     `json:"eos_token_id,omitempty"`
+	EosTokenID            *int     `json:"eos_token_id,omitempty"` // the first, where EosTokenIDs lists several
 	PadTokenID            *int     `json:"pad_token_id,omitempty"`
 	DType                 string   `json:"dtype"`
+
+	// Of the pretrained families alone.
+	EosTokenIDs []int       `json:"eos_token_ids,omitempty"`
+	RopeScaling RopeScaling `json:"rope_scaling,omitzero"`
+	QKVBias     bool        `json:"qkv_bias,omitempty"` // q, k and v projections have a bias
+	OutputBias  bool        `json:"o_bias,omitempty"`   // so has the output projection
+	MLPBias     bool        `json:"mlp_bias,omitempty"`
+	QKNorm      bool        `json:"qk_norm,omitempty"` // q and k pass an RMSNorm per head
+	Experts     Experts     `json:"experts,omitzero"`
+
+	base    Windows                    // the windows that the family's own keys give; nil in family nha
+	raw     map[string]json.RawMessage // config.json as it was read; nil in family nha
+	dtypeAs string                     // the key of raw that names the type
 }
 
 // Presets are the architectures that are settings of the one model: what changes between them, given equal sizes.
@@ -88,32 +101,39 @@ func NewConfig(vocab, hidden, layers int) Config {
 
 // setDefaults fills what a config.json may leave out and that is no number of the model's size.
 func (c *Config) setDefaults() {
-	*c = Config{ModelType: "nha", Architectures: []string{"NHAForCausalLM"}, VocabSize: c.VocabSize, HiddenSize: c.HiddenSize,
+	*c = Config{ModelType: nhaType, Architectures: []string{nhaArchitecture}, VocabSize: c.VocabSize, HiddenSize: c.HiddenSize,
 		NumHiddenLayers: c.NumHiddenLayers, NumHeads: c.NumHeads, NumSlots: 64, RopeTheta: 10000, NormEps: 1e-6, GateLogitNormalizer: 8,
 		EmptySlots: "count", ValueActivation: "silu", OutputNorm: true, MaxPositionEmbeddings: 2048, DType: "float32"}
 }
 
-// Resolve fills in derived sizes and checks the whole; its errors name the key.
+// Resolve fills in derived sizes and checks the whole; its errors name the key of config.json.
 func (c *Config) Resolve() error {
+	f, err := c.family()
+	if err != nil {
+		return err
+	}
 	if c.NumKVHeads == 0 {
 		c.NumKVHeads = c.NumHeads
 	}
 	for _, k := range []struct {
 		key   string
 		value int
-	}{{"vocab_size", c.VocabSize}, {"hidden_size", c.HiddenSize}, {"num_hidden_layers", c.NumHiddenLayers}, {"num_heads", c.NumHeads},
-		{"num_kv_heads", c.NumKVHeads}, {"max_position_embeddings", c.MaxPositionEmbeddings}} {
+	}{{"vocab_size", c.VocabSize}, {"hidden_size", c.HiddenSize}, {"num_hidden_layers", c.NumHiddenLayers}, {f.keys.heads, c.NumHeads},
+		{f.keys.kvHeads, c.NumKVHeads}, {"max_position_embeddings", c.MaxPositionEmbeddings}} {
 		if k.value < 1 || k.value > 1<<30 {
 			return fmt.Errorf("%s %d: must be at least 1", k.key, k.value)
 		}
 	}
+	if c.NumHeads%c.NumKVHeads != 0 {
+		return fmt.Errorf("%s %d is not a multiple of %s %d", f.keys.heads, c.NumHeads, f.keys.kvHeads, c.NumKVHeads)
+	}
 	if c.HeadDim == 0 {
 		if c.HiddenSize%c.NumHeads != 0 {
-			return fmt.Errorf("hidden_size %d is not a multiple of num_heads %d: give head_dim", c.HiddenSize, c.NumHeads)
+			return fmt.Errorf("hidden_size %d is not a multiple of %s %d: give head_dim", c.HiddenSize, f.keys.heads, c.NumHeads)
 		}
 		c.HeadDim = c.HiddenSize / c.NumHeads
 	}
-	if c.HeadDim%2 != 0 {
+	if c.HeadDim < 0 || c.HeadDim > 1<<20 || c.HeadDim%2 != 0 {
 		return fmt.Errorf("head_dim %d: rotary embedding needs an even number", c.HeadDim)
 	}
 	if c.IntermediateSize == 0 {
@@ -122,10 +142,10 @@ func (c *Config) Resolve() error {
 	switch {
 	case c.IntermediateSize < 1:
 		return fmt.Errorf("intermediate_size %d: must be at least 1", c.IntermediateSize)
-	case !(c.RopeTheta > 0):
+	case !(c.RopeTheta > 0) || math.IsInf(c.RopeTheta, 0):
 		return fmt.Errorf("rope_theta %v: must be positive", c.RopeTheta)
 	case !(c.NormEps > 0):
-		return fmt.Errorf("norm_eps %v: must be positive", c.NormEps)
+		return fmt.Errorf("%s %v: must be positive", f.keys.normEps, c.NormEps)
 	case c.ValueActivation != "silu" && c.ValueActivation != "none":
 		return fmt.Errorf("value_activation %q: use silu or none", c.ValueActivation)
 	case c.GateBias && c.NumSlots == 0:
@@ -135,8 +155,15 @@ func (c *Config) Resolve() error {
 	case len(c.LayerWindows) != c.NumHiddenLayers:
 		return fmt.Errorf("layer_windows has %d windows, num_hidden_layers is %d", len(c.LayerWindows), c.NumHiddenLayers)
 	}
-	if _, err := tensor.ParseDType(c.DType); err != nil {
+	for _, err := range []error{c.RopeScaling.check(), c.Experts.check()} {
+		if err != nil {
+			return err
+		}
+	}
+	if d, err := tensor.ParseDType(c.DType); err != nil {
 		return fmt.Errorf("dtype: %w", err)
+	} else if !d.Float() {
+		return fmt.Errorf("dtype %q: use float32, float16 or bfloat16", c.DType)
 	}
 	for _, id := range []struct {
 		key string
@@ -161,83 +188,85 @@ func (c *Config) Attention(layer int, rope *attention.Rope) (*attention.Config, 
 		return nil, err
 	}
 	a := &attention.Config{QueryHeads: c.NumHeads, KVHeads: c.NumKVHeads, KeyDim: c.HeadDim, ValueDim: c.HeadDim, Slots: c.NumSlots,
-		Window: c.LayerWindows[layer], Scale: scale(c.HeadDim), GateNormalizer: c.GateLogitNormalizer, EmptySlots: empty, Rope: rope}
+		Window: c.LayerWindows[layer], Scale: 1 / math.Sqrt(float64(c.HeadDim)), GateNormalizer: c.GateLogitNormalizer, EmptySlots: empty, Rope: rope}
 	return a, a.Check()
 }
 
-// ignoredKeys are keys of config.json that do not change the function.
-var ignoredKeys = []string{"use_cache", "pretraining_tp", "initializer_range", "transformers_version", "torch_dtype", "_name_or_path",
-	"attention_dropout", "hidden_act", "auto_map", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy"}
-
-// ReadConfig reads DIR/config.json. A key that is not known to leave the function as it is, is an error.
-func ReadConfig(dir string) (Config, error) {
-	path := filepath.Join(dir, "config.json")
-	data, err := os.ReadFile(path)
+// ApplyWindows moves the dial: a pattern for all layers (SPEC 2).
+func (c *Config) ApplyWindows(pattern string) error {
+	w, err := ParseWindows(pattern, c.NumHiddenLayers)
 	if err != nil {
-		return Config{}, fmt.Errorf("no model in %s: %w", dir, err)
+		return err
 	}
-	c, err := ParseConfig(data)
-	if err != nil {
-		return Config{}, fmt.Errorf("%s: %w", path, err)
-	}
-	return c, nil
+	c.LayerWindows = w
+	return c.Resolve()
 }
 
-// ParseConfig reads the text of a config.json.
+// TrainedContext is the number of tokens from which on some layer looks further back than the model's rotary positions were
+// trained for; 0 where none ever does, since every window is within them. Callers warn once past it.
+func (c *Config) TrainedContext() int {
+	for _, w := range c.LayerWindows {
+		if w > c.MaxPositionEmbeddings {
+			return c.MaxPositionEmbeddings
+		}
+	}
+	return 0
+}
+
+// CheckTokenizer refuses a tokenizer with more tokens than the model has embeddings. It may have fewer: tables are padded.
+func (c *Config) CheckTokenizer(tokens int) error {
+	if tokens > c.VocabSize {
+		return fmt.Errorf("the tokenizer has %d tokens, the model's vocabulary is %d: they do not belong together", tokens, c.VocabSize)
+	}
+	return nil
+}
+
+// MarshalJSON is the text of config.json. A pretrained family keeps every key that it was read with; the type, and what makes a
+// hybrid of it, are set.
+func (c Config) MarshalJSON() ([]byte, error) {
+	if c.raw == nil {
+		type plain Config
+		return json.Marshal(plain(c))
+	}
+	all := maps.Clone(c.raw)
+	all[c.dtypeAs] = quote(c.DType)
+	delete(all, hybridKey)
+	if block, ok := c.block(); ok {
+		text, err := json.Marshal(block)
+		if err != nil {
+			return nil, err
+		}
+		all[hybridKey] = text
+	}
+	return json.Marshal(all)
+}
+
+// function is what a model computes as text, for its hash: without the windows, which states record themselves, and the type; of a
+// pretrained family without the special tokens, which its files do not agree on.
+func (c Config) function() any {
+	type plain Config
+	c.LayerWindows, c.DType = nil, ""
+	if c.raw != nil {
+		c.BosTokenID, c.EosTokenID, c.PadTokenID, c.EosTokenIDs = nil, nil, nil, nil
+	}
+	return plain(c)
+}
+
+func quote(s string) json.RawMessage {
+	text, _ := json.Marshal(s) // a string encodes
+	return text
+}
+
+// ParseConfig reads the text of a config.json of any family. A key that may change what the model computes and is not understood is an
+// error.
 func ParseConfig(data []byte) (Config, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {
 		return Config{}, fmt.Errorf("not a JSON object: %w", err)
 	}
-	var kind string
-	if err := json.Unmarshal(raw["model_type"], &kind); err != nil || kind != "nha" {
-		return Config{}, fmt.Errorf("model_type %s is not supported: use nha", orMissing(raw["model_type"]))
-	}
-	var c Config
-	c.setDefaults()
-	known, err := json.Marshal(c)
+	f, err := findFamily(raw)
 	if err != nil {
 		return Config{}, err
 	}
-	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(known, &keys); err != nil {
-		return Config{}, err
-	}
-	var unknown []string
-	for k := range raw {
-		_, ok := keys[k]
-		if !ok && !slices.Contains(ignoredKeys, k) && !slices.Contains([]string{"gate_bias", "bos_token_id", "eos_token_id", "pad_token_id"}, k) {
-			unknown = append(unknown, k)
-		}
-	}
-	if len(unknown) > 0 {
-		sort.Strings(unknown)
-		return Config{}, fmt.Errorf("unknown key %s: it may change what the model computes", strings.Join(unknown, ", "))
-	}
-	windows := raw["layer_windows"]
-	delete(raw, "layer_windows")
-	rest, err := json.Marshal(raw)
-	if err != nil {
-		return Config{}, err
-	}
-	if err := json.Unmarshal(rest, &c); err != nil {
-		return Config{}, err
-	}
-	if c.NumHiddenLayers < 1 || c.NumHiddenLayers > 1<<16 {
-		return Config{}, fmt.Errorf("num_hidden_layers %d: must be 1 to 65536", c.NumHiddenLayers)
-	}
-	if windows == nil {
-		windows = json.RawMessage("32")
-	}
-	if c.LayerWindows, err = windowsFromJSON(windows, c.NumHiddenLayers); err != nil {
-		return Config{}, err
-	}
-	return c, c.Resolve()
-}
-
-func orMissing(raw json.RawMessage) string {
-	if raw == nil {
-		return "(missing)"
-	}
-	return string(raw)
+	return f.parse(f, raw)
 }

@@ -35,7 +35,7 @@ func TestPaperSizes(t *testing.T) {
 
 func TestConfigRefuses(t *testing.T) {
 	for text, says := range map[string]string{
-		`{"model_type":"llama"}`:                         `model_type "llama"`,
+		`{"model_type":"gemma"}`:                         `model_type "gemma" is not supported: use one of llama, mistral, nha, qwen2, qwen3, qwen3_moe`,
 		`{}`:                                             "model_type (missing)",
 		`[1]`:                                            "not a JSON object",
 		`{` + tiny + `,"window_sise":3}`:                 "unknown key window_sise",

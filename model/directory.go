@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 
 	"nha/atomicfile"
@@ -17,71 +16,76 @@ import (
 
 // LoadOptions say what a loaded model is for.
 type LoadOptions struct {
-	Train   bool   // allocate gradients, so that it can be trained
-	Windows string // a pattern that replaces the model's windows (SPEC 2); empty: as stored
+	Train   bool    // allocate gradients, so that it can be trained
+	Windows string  // a pattern that replaces the model's windows (SPEC 2); empty: as stored
+	Hybrid  *Hybrid // makes a hybrid of a pretrained model: its gates are zero, for the caller to set
 }
 
-// Load reads a model directory (config.json, model.safetensors or shards). Every tensor must be there, of its shape, and no other (SPEC 4, 12). A model that is
-// not to be trained reads its weights where they lie in the file when the backend can, in half precision if they are stored so.
-func Load(dir string, b backend.Backend, o LoadOptions) (*Model, error) {
-	c, err := ReadConfig(dir)
+// Load reads a model: a directory (config.json, model.safetensors or shards). Every tensor must be there, of its shape, and no other
+// (SPEC 4, 12; harmless says which are passed over). A model that is not to be trained reads its weights where they lie in the
+// file when the backend can, in half precision or quantised if they are stored so.
+func Load(path string, b backend.Backend, o LoadOptions) (*Model, error) {
+	f, err := open(path)
 	if err != nil {
 		return nil, err
 	}
-	if o.Windows != "" {
-		if c.LayerWindows, err = ParseWindows(o.Windows, c.NumHiddenLayers); err != nil {
-			return nil, err
-		}
-		if err := c.Resolve(); err != nil {
-			return nil, err
-		}
-	}
-	source, err := weights.OpenDir(dir)
+	m, err := f.load(b, o)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.source.Close())
 	}
-	m, mapped, err := fromSource(c, source, b, o.Train)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", dir, err), source.Close())
-	}
-	if !mapped {
-		return m, source.Close()
-	}
-	m.closers = append(m.closers, source.Close)
 	return m, nil
 }
 
-// fromSource builds the model; mapped says that it reads from source as long as it lives.
-func fromSource(c Config, source weights.Source, b backend.Backend, train bool) (m *Model, mapped bool, err error) {
-	specs := c.Specs()
-	if err := weights.Match(source, specs); err != nil {
-		return nil, false, err
-	}
-	for _, s := range specs {
-		if t, _ := source.Tensor(s.Name); !t.DType.Float() {
-			return nil, false, fmt.Errorf("tensor %s is %v: a weight must be floating-point", s.Name, t.DType)
+func (f *files) load(b backend.Backend, o LoadOptions) (*Model, error) {
+	c := f.config
+	if o.Hybrid != nil {
+		if err := c.Hybridize(*o.Hybrid); err != nil {
+			return nil, err
 		}
 	}
-	if !train && b.Name() == "cpu" {
-		return inPlace(c, source, b), true, nil
+	if o.Windows != "" {
+		if err := c.ApplyWindows(o.Windows); err != nil {
+			return nil, err
+		}
 	}
-	m = allocate(c, b, train)
+	specs := f.config.Specs()
+	if err := f.check(specs); err != nil {
+		return nil, err
+	}
+	stored := map[string]tensor.Tensor{}
+	for _, s := range specs {
+		stored[s.Name], _ = f.source.Tensor(s.Name)
+	}
+	if !o.Train && readsInPlace(b) {
+		m := inPlace(c, stored, b)
+		m.generation, m.closers = f.generation, append(m.closers, f.source.Close)
+		return m, nil
+	}
+	m := allocate(c, b, o.Train)
+	m.generation = f.generation
 	for _, p := range m.parameters {
-		t, _ := source.Tensor(p.Name)
-		m.write(p, t)
+		if t, ok := stored[p.Name]; ok { // a new gate is not
+			m.write(p, t)
+		}
 	}
-	return m, false, nil
+	return m, f.source.Close()
 }
 
-// inPlace is a model on the cpu backend whose weights stay where they lie. That backend reads matrices in half precision as
-// they are, at half the bytes; other tensors of another type than its own, the vectors, are small and converted.
-func inPlace(c Config, source weights.Source, b backend.Backend) *Model {
+// readsInPlace reports whether a backend takes matrices in half precision or quantised, and from the host's memory.
+func readsInPlace(b backend.Backend) bool { return b.Name() == "cpu" || b.Name() == "cpu-f32" }
+
+// inPlace is a model whose weights stay where they lie. Matrices are multiplied as they are stored, at fewer bytes; other tensors of another type
+// than the backend's, the vectors, are small and converted.
+func inPlace(c Config, stored map[string]tensor.Tensor, b backend.Backend) *Model {
 	m := &Model{Config: c, b: b}
 	values := map[string]*autograd.Value{}
 	for _, s := range c.Specs() {
-		t, _ := source.Tensor(s.Name)
-		half := t.DType == tensor.BF16 || t.DType == tensor.F16
-		if t.DType != b.DType() && !(half && t.Shape.Rank() == 2) {
+		t, ok := stored[s.Name]
+		if !ok { // a new gate
+			t = b.Alloc(b.DType(), s.Shape)
+		}
+		narrow := t.DType == tensor.BF16 || t.DType == tensor.F16 || t.DType.Quantized()
+		if t.DType != b.DType() && !(narrow && t.Shape.Rank() == 2) {
 			converted := b.Alloc(b.DType(), t.Shape)
 			b.Write(converted, t)
 			t = converted
@@ -93,21 +97,21 @@ func inPlace(c Config, source weights.Source, b backend.Backend) *Model {
 	return m
 }
 
-// CheckWeights holds the weights of a model directory against a configuration without loading them.
-func CheckWeights(dir string, c *Config) error {
-	source, err := weights.OpenDir(dir)
+// CheckWeights holds the weights of a model against a configuration without loading them.
+func CheckWeights(path string, c *Config) error {
+	f, err := open(path)
 	if err != nil {
 		return err
 	}
-	defer source.Close()
-	if err := weights.Match(source, c.Specs()); err != nil {
-		return fmt.Errorf("%s: %w", dir, err)
+	defer f.source.Close()
+	if err := f.check(c.Specs()); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
 }
 
-// Save writes config.json, model.safetensors and, where the config names tokens, generation_config.json into dir, which must exist. Weights are
-// written in the config's dtype.
+// Save writes config.json, model.safetensors and generation_config.json (as it was read, else with the config's tokens) into dir, which must
+// exist. Weights are written in the config's dtype.
 func (m *Model) Save(dir string) error {
 	d, err := tensor.ParseDType(m.Config.DType)
 	if err != nil {
@@ -125,17 +129,23 @@ func (m *Model) Save(dir string) error {
 	if err := WriteConfig(dir, &m.Config); err != nil {
 		return err
 	}
+	if m.generation != nil {
+		return atomicfile.WriteFile(filepath.Join(dir, generationName), 0o644, func(w io.Writer) error {
+			_, err := w.Write(m.generation)
+			return err
+		})
+	}
 	g := map[string]any{}
 	for key, id := range map[string]*int{"bos_token_id": m.Config.BosTokenID, "eos_token_id": m.Config.EosTokenID, "pad_token_id": m.Config.PadTokenID} {
 		if id != nil {
 			g[key] = *id
 		}
 	}
-	return writeJSON(filepath.Join(dir, "generation_config.json"), g)
+	return writeJSON(filepath.Join(dir, generationName), g)
 }
 
 // WriteConfig writes DIR/config.json.
-func WriteConfig(dir string, c *Config) error { return writeJSON(filepath.Join(dir, "config.json"), c) }
+func WriteConfig(dir string, c *Config) error { return writeJSON(filepath.Join(dir, configName), c) }
 
 func writeJSON(path string, v any) error {
 	return atomicfile.WriteFile(path, 0o644, func(w io.Writer) error {
@@ -143,10 +153,4 @@ func writeJSON(path string, v any) error {
 		e.SetIndent("", "  ")
 		return e.Encode(v)
 	})
-}
-
-// Exists reports whether dir looks like a model directory.
-func Exists(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, "config.json"))
-	return err == nil
 }

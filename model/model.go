@@ -29,6 +29,7 @@ type Model struct {
 	master          tensor.Tensor // float32, where data is a rounded copy of it
 	closers         []func() error
 	hash            string
+	generation      []byte // the model's own generation_config.json; nil: none
 }
 
 // Parameter is one trainable tensor by its checkpoint name. Offset is where it starts in the flat buffers, in elements.
@@ -38,15 +39,17 @@ type Parameter struct {
 	Offset int
 }
 
-// block is one layer: x += mixer(norm(x)); x += mlp(norm(x)).
+// block is one layer of any family: x += mixer(norm(x)); x += mlp(norm(x)).
 type block struct {
 	attention     *attention.Config
 	attnNorm      nn.RMSNorm
-	q, k, v, gate nn.Linear // gate: z, absent where M = 0
+	q, k, v, gate nn.Linear  // gate: z, absent where M = 0
+	qNorm, kNorm  nn.RMSNorm // per head; absent but in Qwen3
 	outputNorm    nn.RMSNorm
 	o             nn.Linear
 	mlpNorm       nn.RMSNorm
 	mlp           nn.SwiGLU
+	experts       *nn.Experts // instead of mlp; nil: none
 
 	activateValues bool
 	flow           autograd.StateFlow
@@ -137,6 +140,9 @@ func (l *block) forward(t *autograd.Tape, layer int, b *Batch, x *autograd.Value
 	if l.gate.Weight != nil {
 		z = l.gate.Forward(t, h)
 	}
+	if l.qNorm.Weight != nil {
+		q, k = l.qNorm.Forward(t, q), l.kNorm.Forward(t, k)
+	}
 	if l.activateValues {
 		v = t.SiLU(v)
 	}
@@ -148,7 +154,11 @@ func (l *block) forward(t *autograd.Tape, layer int, b *Batch, x *autograd.Value
 		o = l.outputNorm.Forward(t, t.SiLU(o))
 	}
 	x = l.o.AddTo(t, x, o)
-	return l.mlp.AddTo(t, x, l.mlpNorm.Forward(t, x))
+	h = l.mlpNorm.Forward(t, x)
+	if l.experts != nil {
+		return l.experts.AddTo(t, x, h)
+	}
+	return l.mlp.AddTo(t, x, h)
 }
 
 // states is the batch's states of one layer, in place; nil where there are none.

@@ -1,61 +1,64 @@
 package model
 
 import (
+	"encoding/json"
 	"fmt"
-	"math"
-
-	"nha/tensor"
-	"nha/weights"
+	"maps"
+	"slices"
 )
 
-func scale(keyDim int) float64 { return 1 / math.Sqrt(float64(keyDim)) }
-
-// layerSpecs are the checkpoint names and shapes of one layer's tensors in family nha, the reference's (SPEC 2). A spec
-// without a name: the model has no such tensor.
-type layerSpecs struct {
-	attnNorm, q, k, v, f, fBias, o, gNorm, mlpNorm, gate, up, down weights.Spec
-}
-
-func (c *Config) layerSpecs(layer int) layerSpecs {
-	name := func(s string, dims ...int) weights.Spec {
-		return weights.Spec{Name: fmt.Sprintf("model.layers.%d.%s", layer, s), Shape: tensor.Of(dims...)}
-	}
-	d, q, kv, m, inner := c.HiddenSize, c.NumHeads*c.HeadDim, c.NumKVHeads*c.HeadDim, c.NumKVHeads*c.NumSlots, c.IntermediateSize
-	s := layerSpecs{attnNorm: name("attn_norm.weight", d), q: name("attn.q_proj.weight", q, d), k: name("attn.k_proj.weight", kv, d),
-		v: name("attn.v_proj.weight", kv, d), o: name("attn.o_proj.weight", d, q), mlpNorm: name("mlp_norm.weight", d),
-		gate: name("mlp.gate_proj.weight", inner, d), up: name("mlp.up_proj.weight", inner, d), down: name("mlp.down_proj.weight", d, inner)}
-	if m > 0 {
-		s.f = name("attn.f_proj.weight", m, d)
-	}
-	if c.GateBias {
-		s.fBias = name("attn.f_proj.bias", m)
-	}
-	if c.OutputNorm {
-		s.gNorm = name("attn.g_norm.weight", q)
-	}
-	return s
-}
-
-// Specs lists every tensor of the model, in the order of a checkpoint.
-func (c *Config) Specs() []weights.Spec {
-	list := []weights.Spec{{Name: embeddingName, Shape: tensor.Of(c.VocabSize, c.HiddenSize)}}
-	for i := range c.NumHiddenLayers {
-		s := c.layerSpecs(i)
-		for _, one := range []weights.Spec{s.attnNorm, s.q, s.k, s.v, s.f, s.fBias, s.gNorm, s.o, s.mlpNorm, s.gate, s.up, s.down} {
-			if one.Name != "" {
-				list = append(list, one)
-			}
-		}
-	}
-	list = append(list, weights.Spec{Name: normName, Shape: tensor.Of(c.HiddenSize)})
-	if !c.TieWordEmbeddings {
-		list = append(list, weights.Spec{Name: headName, Shape: tensor.Of(c.VocabSize, c.HiddenSize)})
-	}
-	return list
-}
-
+// The NHA language model (SPEC 2): v passes a SiLU, the heads' outputs a SiLU and one RMSNorm over the whole width, and the
+// windows and slots stand in config.json itself. Tensor names are those of the paper's reference.
 const (
-	embeddingName = "model.embeddings.weight"
-	normName      = "model.norm.weight"
-	headName      = "lm_head.weight"
+	nhaType         = "nha"
+	nhaArchitecture = "NHAForCausalLM"
 )
+
+func init() {
+	register(&family{modelType: nhaType, architecture: nhaArchitecture, keys: keyNames{heads: "num_heads", kvHeads: "num_kv_heads", normEps: "norm_eps"},
+		tensors: tensorNames{embedding: "model.embeddings.weight", attnNorm: "attn_norm", mixer: "attn", gate: "f_proj", mlpNorm: "mlp_norm"}, parse: parseNHA})
+}
+
+// nhaIgnored are keys that the reference writes and that do not change the function.
+var nhaIgnored = slices.Concat(ignoredKeys, []string{"hidden_act", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy"})
+
+// parseNHA reads config.json by the tags of Config: whatever a default configuration writes may stand in it.
+func parseNHA(_ *family, raw map[string]json.RawMessage) (Config, error) {
+	var c Config
+	c.setDefaults()
+	known, err := json.Marshal(c)
+	if err != nil {
+		return Config{}, err
+	}
+	k := &fields{raw: raw, asked: map[string]bool{"gate_bias": true, "bos_token_id": true, "eos_token_id": true, "pad_token_id": true}}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(known, &keys); err != nil {
+		return Config{}, err
+	}
+	for key := range keys {
+		k.ask(key)
+	}
+	if err := k.finish(nhaIgnored); err != nil {
+		return Config{}, err
+	}
+	windows, ok := k.ask("layer_windows")
+	if !ok {
+		windows = json.RawMessage("32")
+	}
+	rest := maps.Clone(raw)
+	delete(rest, "layer_windows")
+	text, err := json.Marshal(rest)
+	if err != nil {
+		return Config{}, err
+	}
+	if err := json.Unmarshal(text, &c); err != nil {
+		return Config{}, err
+	}
+	if c.NumHiddenLayers < 1 || c.NumHiddenLayers > 1<<16 {
+		return Config{}, fmt.Errorf("num_hidden_layers %d: must be 1 to 65536", c.NumHiddenLayers)
+	}
+	if c.LayerWindows, err = windowsFromJSON(windows, c.NumHiddenLayers); err != nil {
+		return Config{}, err
+	}
+	return c, c.Resolve()
+}

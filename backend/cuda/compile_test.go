@@ -20,6 +20,7 @@ var specialisations = map[string][][]define{
 	"adamw.cu": append(over(realTypes[:1], []define{word("PARAMETER", "bf16"), word("PARAMETER", "float")}, []define{word("GRADIENT", "bf16"), word("GRADIENT", "float")},
 		[]define{word("MOMENT", "bf16"), word("MOMENT", "float")}, widths),
 		over(realTypes[1:], []define{word("PARAMETER", "float")}, []define{word("GRADIENT", "float")}, []define{word("MOMENT", "float")}, widths)...),
+	"experts.cu": over(realTypes),
 	"distill.cu": append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, widths, []define{number("LISTED", 1)}),
 		over(realTypes[1:], []define{word("LOSS", "float")}, widths, []define{number("LISTED", 1)})...),
 	"norm.cu": append(append(over(realTypes, []define{word("STATISTIC", "float")}, columns(1, 7, 33, 1000), widths[:1]),

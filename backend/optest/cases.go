@@ -37,6 +37,9 @@ func Cases() []*Case {
 	} {
 		list = append(list, nha(s.lengths, s.c))
 	}
+	for _, s := range []struct{ rows, experts, k int }{{1, 1, 1}, {3, 8, 2}, {70, 33, 8}, {130, 128, 8}, {2, 5, 5}} {
+		list = append(list, route(s.rows, s.experts, s.k, false), route(s.rows, s.experts, s.k, true), combine(s.rows, s.k, s.experts+24))
+	}
 	return list
 }
 

@@ -20,14 +20,15 @@ import (
 
 // Input is one tensor that a case gives to an op.
 type Input struct {
-	Name     string
-	Shape    tensor.Shape
-	Std      float64 // of normal values, 0 means 1
-	Mean     float64
-	Ids      int  // I32 values from 0 to Ids-1 instead (from -1 with Negative)
-	Negative bool // every fifth id is -1
-	Distinct bool // the ids of a row differ from one another
-	Wide     bool // float32 where the backend's type is a 16-bit one
+	Name        string
+	Shape       tensor.Shape
+	Std         float64 // of normal values, 0 means 1
+	Mean        float64
+	Ids         int  // I32 values from 0 to Ids-1 instead (from -1 with Negative)
+	Negative    bool // every fifth id is -1
+	Permutation bool // every id once
+	Distinct    bool // the ids of a row differ from one another
+	Wide        bool // float32 where the backend's type is a 16-bit one
 }
 
 // Output is one tensor that an op gives.
@@ -35,6 +36,7 @@ type Output struct {
 	Name  string
 	Shape tensor.Shape
 	Wide  bool // float32 where the backend's type is a 16-bit one
+	Ids   bool // I32
 }
 
 // Case is one use of one op.
@@ -113,6 +115,11 @@ func (c *Case) draw(seed uint64, d tensor.DType) (in, dout []tensor.Tensor) {
 					t.I32()[i] = -1
 				}
 			}
+			if x.Permutation {
+				for i, p := range r.Perm(x.Ids) {
+					t.I32()[i] = int32(p)
+				}
+			}
 			in = append(in, t)
 			continue
 		}
@@ -162,7 +169,11 @@ func (c *Case) place(b backend.Backend, in, dout []tensor.Tensor) *run {
 	}
 	for i, h := range dout {
 		r.dout = append(r.dout, to(h, c.Outputs[i].Wide))
-		r.out = append(r.out, to(filled(c.Outputs[i].Shape, math.NaN()), c.Outputs[i].Wide))
+		out := filled(c.Outputs[i].Shape, math.NaN())
+		if c.Outputs[i].Ids {
+			out = tensor.New(tensor.I32, c.Outputs[i].Shape)
+		}
+		r.out = append(r.out, to(out, c.Outputs[i].Wide))
 	}
 	r.din = make([]backend.Gradient, len(in))
 	for _, i := range c.Wants {
