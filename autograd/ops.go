@@ -241,44 +241,15 @@ func nhaBackward(t *Tape, r *record) {
 	}
 }
 
-// lossRows is how many rows of logits exist at a time: what a processor's caches hold of some thousand words, or on a device
-// enough to fill it.
-const (
-	lossRows       = 512
-	deviceLossRows = 8192
-)
-
 // CrossEntropy is the losses [N] of the tokens, -log softmax(hidden weight^T)[target], for hidden [N, D], weight [vocabulary, D]
 // and targets [N] (I32, negative: ignored, loss 0). The logits of the whole batch never exist: chunks of rows are computed, and
 // when recording the gradients of scale times the losses' sum are formed at once, so Backward may start right after. The losses
 // stay until Reset; Sum waits for them, so ask after Backward.
 func (t *Tape) CrossEntropy(hidden, weight, targets *Value, scale float64) *Value {
-	n, vocabulary := hidden.Rows(), weight.Rows()
-	losses := t.of(t.statistic(), tensor.Of(n))
-	r := t.record(func(*Tape, *record) {}, t.node(), hidden, weight)
-	rows := min(n, lossRows)
-	if losses.Address() != 0 {
-		rows = min(n, deviceLossRows)
-	}
-	logits := t.scratch(r, 0, t.b.DType(), tensor.Of(rows, vocabulary))
-	learn := r.backward != nil
-	var dhidden, dweight backend.Gradient
-	if learn {
-		dhidden, dweight = t.gradient(hidden), t.gradient(weight)
-	}
-	for from := 0; from < n; from += rows {
-		to := min(n, from+rows)
-		h, l := hidden.Narrow(from, to), logits.Narrow(0, to-from)
-		backend.MatMul(t.b, backend.NT, backend.Gradient{Tensor: l}, h, weight.Tensor, tensor.Tensor{})
-		backend.CrossEntropy(t.b, losses.Narrow(from, to), l, targets.Narrow(from, to), scale)
-		if dhidden.Present() {
-			backend.MatMul(t.b, backend.NN, backend.Gradient{Tensor: dhidden.Narrow(from, to), Add: dhidden.Add}, l, weight.Tensor, tensor.Tensor{})
-		}
-		if dweight.Present() {
-			backend.MatMul(t.b, backend.TN, backend.Gradient{Tensor: dweight.Tensor, Add: dweight.Add || from > 0}, l, h, tensor.Tensor{})
-		}
-	}
-	t.releaseSaved(r)
+	losses := t.of(t.statistic(), tensor.Of(hidden.Rows()))
+	t.throughHead(hidden, weight, func(from, to int, logits tensor.Tensor) {
+		backend.CrossEntropy(t.b, losses.Narrow(from, to), logits, targets.Narrow(from, to), scale)
+	})
 	return losses
 }
 
