@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"nha/convert"
+	"nha/model"
+	"nha/tensor"
+)
+
+// The words of --dtype and --quantize.
+var (
+	convertTypes = map[string]tensor.DType{"": tensor.Invalid, "f32": tensor.F32, "f16": tensor.F16, "bf16": tensor.BF16}
+	blockTypes   = map[string]tensor.DType{"": tensor.Invalid, "q8": tensor.Q8_0, "q4": tensor.Q4_0}
+)
+
+func newConvert() *cobra.Command {
+	var o convert.Options
+	var dtype, blocks string
+	c := &cobra.Command{
+		Use: "convert MODEL DIR", Short: "Write a model anew: GGUF to a directory, other number types, quantised",
+		Long: "Convert writes the model, a Hugging Face directory or a GGUF file, into a new directory, with its tokenizer and chat template.\n" +
+			"Without --dtype and --quantize every tensor keeps its type, a GGUF file's blocks too: such a directory is for nha. With --dtype\n" +
+			"the directory is for every program that reads Hugging Face's. --quantize stores matrices in blocks of 32 numbers with one\n" +
+			"scale, Q8_0 or Q4_0; norms, biases and gates stay as they are.",
+		Example: "  nha convert model.gguf model-f32 --dtype f32\n  nha convert org/name small --quantize q8",
+		Args:    exactly("MODEL", "DIR"),
+		RunE: func(c *cobra.Command, args []string) error {
+			var ok bool
+			if o.DType, ok = convertTypes[dtype]; !ok {
+				return usageError{fmt.Errorf("--dtype %s: choose one of f32, f16, bf16", dtype)}
+			}
+			if o.Quantize, ok = blockTypes[blocks]; !ok {
+				return usageError{fmt.Errorf("--quantize %s: choose q8 or q4", blocks)}
+			}
+			path, err := model.Find(args[0])
+			if err != nil {
+				return err
+			}
+			started := time.Now()
+			r, err := convert.Model(path, args[1], o)
+			if err != nil {
+				return err
+			}
+			took := time.Since(started)
+			if flags.json {
+				return printJSON(c, map[string]any{"model": args[1], "tensors": r.Tensors, "quantized": r.Quantized, "bytes": r.Bytes, "seconds": took.Seconds()})
+			}
+			fmt.Fprintf(c.OutOrStdout(), "%s: %d tensors, %d of them in blocks, %.1f MB, in %v\n", args[1], r.Tensors, r.Quantized, float64(r.Bytes)/1e6, took.Round(10*time.Millisecond))
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&dtype, "dtype", "", "numbers of the tensors that are not quantised: f32, f16 or bf16 (default: as they are)")
+	f.StringVar(&blocks, "quantize", "", "store matrices in blocks: q8 (Q8_0) or q4 (Q4_0)")
+	f.BoolVar(&o.Force, "force", false, "replace the model that DIR holds")
+	return jsonFlag(c)
+}

@@ -1,0 +1,201 @@
+// Package convert writes a model anew: from a GGUF file or a Hugging Face directory into a directory, with other element types.
+//
+// Quantised matrices (tensor/quant.go) lie in the directory's model.safetensors as package weights describes; every other file is as
+// Hugging Face has it. The directory appears under its name only when it is complete and has been held against its configuration.
+package convert
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"nha/atomicfile"
+	"nha/model"
+	"nha/tensor"
+	"nha/weights"
+)
+
+// Options say what changes.
+type Options struct {
+	DType    tensor.DType // F32, F16 or BF16: of all tensors that Quantize leaves; Invalid: as they are
+	Quantize tensor.DType // Q8_0 or Q4_0: of the matrices that Quantizable names; Invalid: none
+	Force    bool         // replace a model that is there already
+}
+
+// Result is what was written.
+type Result struct {
+	Tensors, Quantized int
+	Bytes              int64 // of model.safetensors
+}
+
+// Quantizable reports whether a tensor is stored in blocks of type d when a model is quantised: a matrix whose rows are whole
+// blocks, the embedding and head included, but for
+//
+//	g_proj, f_proj   the gates: their logits set how long a slot remembers, an error in a decay is raised to the power of the
+//	                 tokens it lasts; they are small
+//	mlp.gate         the experts' router: a small change of a logit is another expert; it is small
+//
+// Norms and biases are vectors, read once a token: nothing is won.
+func Quantizable(name string, s tensor.Shape, d tensor.DType) bool {
+	for _, kept := range []string{".g_proj.weight", ".f_proj.weight", ".mlp.gate.weight"} {
+		if strings.HasSuffix(name, kept) {
+			return false
+		}
+	}
+	elements, _ := d.Block()
+	return s.Rank() == 2 && s.Dim(1)%elements == 0
+}
+
+// source is an open model that is to be converted.
+type source interface {
+	weights.Source
+	// config is the text of its config.json.
+	config() ([]byte, error)
+	// writeRest writes all files of a model directory but the configuration and the weights.
+	writeRest(dir string) error
+}
+
+func openSource(path string) (source, error) {
+	if weights.IsGGUF(path) {
+		g, err := weights.OpenGGUF(path)
+		if err != nil {
+			return nil, err
+		}
+		return ggufSource{g}, nil
+	}
+	s, err := weights.OpenDir(path)
+	if err != nil {
+		return nil, err
+	}
+	return dirSource{s, path}, nil
+}
+
+// Model converts the model at path, a directory or a GGUF file, into the directory dir.
+func Model(path, dir string, o Options) (r Result, err error) {
+	if err := checkDestination(path, dir, o.Force); err != nil {
+		return r, err
+	}
+	s, err := openSource(path)
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	temporary, err := os.MkdirTemp(filepath.Dir(filepath.Clean(dir)), "."+filepath.Base(dir)+".tmp-")
+	if err != nil {
+		return r, err
+	}
+	defer os.RemoveAll(temporary) // nothing, once it has its name
+	if r, err = write(s, temporary, o); err != nil {
+		return r, fmt.Errorf("convert %s: %w", path, err)
+	}
+	return r, install(temporary, dir)
+}
+
+// write fills the directory and holds it against its own configuration.
+func write(s source, dir string, o Options) (r Result, err error) {
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return r, err
+	}
+	text, err := s.config()
+	if err != nil {
+		return r, err
+	}
+	if text, err = withDType(text, o.DType); err != nil {
+		return r, err
+	}
+	if err := writeFile(filepath.Join(dir, "config.json"), text); err != nil {
+		return r, err
+	}
+	var list []weights.Named
+	for _, name := range s.Names() {
+		t, _ := s.Tensor(name)
+		n := weights.Named{Name: name, Tensor: t, As: t.DType}
+		switch {
+		case !t.DType.Float() && !t.DType.Quantized():
+		case o.Quantize != tensor.Invalid && Quantizable(name, t.Shape, o.Quantize):
+			n.As = o.Quantize
+		case o.DType != tensor.Invalid:
+			n.As = o.DType
+		}
+		if n.As.Quantized() {
+			r.Quantized++
+		}
+		list = append(list, n)
+	}
+	r.Tensors = len(list)
+	file := filepath.Join(dir, weights.FileName)
+	if err := weights.Write(file, map[string]string{"format": "pt"}, list); err != nil {
+		return r, err
+	}
+	if err := s.writeRest(dir); err != nil {
+		return r, err
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return r, err
+	}
+	r.Bytes = info.Size()
+	c, err := model.ParseConfig(text)
+	if err != nil {
+		return r, fmt.Errorf("config: %w", err)
+	}
+	if err := model.CheckWeights(dir, &c); err != nil {
+		return r, errors.New(strings.TrimPrefix(err.Error(), dir+": "))
+	}
+	return r, nil
+}
+
+// checkDestination refuses what is there, unless it is a model and may be replaced, and the source itself.
+func checkDestination(path, dir string, force bool) error {
+	there, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if from, err := os.Stat(path); err == nil && os.SameFile(from, there) {
+		return fmt.Errorf("%s is the model itself: choose another directory", dir)
+	}
+	switch {
+	case !force:
+		return fmt.Errorf("%s exists: choose another name, or --force to replace it", dir)
+	case !there.IsDir() || !model.Exists(dir):
+		return fmt.Errorf("%s is no model directory (it has no config.json): --force does not replace it", dir)
+	}
+	return nil
+}
+
+// install gives the complete directory its name. A model that has it already leaves its place in the moment before.
+func install(temporary, dir string) error {
+	old := ""
+	if _, err := os.Stat(dir); err == nil {
+		old = temporary + "-old"
+		if err := os.Rename(dir, old); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(temporary, dir); err != nil {
+		if old != "" {
+			return errors.Join(err, os.Rename(old, dir))
+		}
+		return err
+	}
+	if old != "" {
+		if err := os.RemoveAll(old); err != nil {
+			return err
+		}
+	}
+	return atomicfile.SyncDir(filepath.Dir(filepath.Clean(dir)))
+}
+
+func writeFile(path string, text []byte) error {
+	return atomicfile.WriteFile(path, 0o644, func(w io.Writer) error {
+		_, err := w.Write(text)
+		return err
+	})
+}
