@@ -1,6 +1,8 @@
 package tokenizer
 
 import (
+	"bytes"
+	"errors"
 	"hash/maphash"
 	"slices"
 	"strings"
@@ -8,26 +10,48 @@ import (
 	"sync/atomic"
 )
 
-// BPE is a byte-level byte-pair encoding: text is split at added tokens, cut into pre-tokens, and each pre-token's
-// bytes are merged. Every byte is a token, so any string, valid UTF-8 or not, encodes and decodes to itself (unless
-// the tokenizer asks for a space in front).
+// BPE is a byte-pair encoding. Text is split at added tokens, normalised, cut into pre-tokens, and the symbols of each
+// pre-token are merged. There are two alphabets. Byte-level (GPT-2, Llama 3, Qwen): a symbol is a byte, so any string, valid
+// UTF-8 or not, encodes and decodes to itself, unless the tokenizer normalises or asks for a space in front. Characters
+// (SentencePiece: Llama 2, Mistral): a symbol is a character, one that the vocabulary lacks falls back to its bytes.
 type BPE struct {
-	tokens   [][]byte // bytes of each token; an added token's are its text, even where Hugging Face would tear it ("é")
-	special  []bool
-	byteIDs  [256]int32
-	merges   mergeTable
-	whole    map[string]int32 // ignore_merges: pre-tokens that are tokens need no merging; else nil
-	added    [2]addedTokens   // matched in the text first those not normalised, then in what is left the others
-	ordinary [2]addedTokens   // the same without special tokens
-	pre      preTokenizer
+	tokens  [][]byte // bytes of each token; an added token's are its text, even where Hugging Face would tear it ("é")
+	special []bool
+	byteIDs [256]int32 // tokens of single bytes: the alphabet, or the fallback of chars; -1 for none
+	lost    lostBytes  // byte-level: what becomes of bytes that are no token
+	chars   *charTable // nil for byte-level
+	merges  mergeTable
+	whole   map[string]int32 // ignore_merges: pre-tokens that are tokens need no merging; else nil
+	list    []*addedToken
+	added   [2]addedTokens // found in the text first those not normalised, then in what is left, normalised, the others
+	norm    []normalizer
+	pre     preTokenizer
+	head    headRule
 
 	before, behind []int32 // template
 	bos, eos       int32   // none if negative
+	turnEnds       []int32 // of a GGUF: the ends of a turn that it names
 	hash           string
 
 	source, config []byte // the files, as they will be saved
 	cache          pieceCache
 	work           sync.Pool // of *mergeWork
+}
+
+// lostBytes says how bytes without a token, which some vocabularies have, are dropped: before merging, so that their
+// neighbours may merge (Hugging Face), or behind it (llama.cpp).
+type lostBytes uint8
+
+const (
+	lostNone lostBytes = iota
+	lostBefore
+	lostBehind
+)
+
+// headRule says what decoding takes from the first token of a text.
+type headRule struct {
+	stripSpace bool             // one space
+	bare       map[int32][]byte // Metaspace: these tokens lose every space that stood for U+2581
 }
 
 var _ Tokenizer = (*BPE)(nil)
@@ -36,41 +60,28 @@ func (t *BPE) Encode(text string) []int32 {
 	return t.EncodeAppend(make([]int32, 0, len(text)/4+1), text)
 }
 
-func (t *BPE) EncodeAppend(dst []int32, text string) []int32 {
-	return t.encode(dst, text, t.added[:])
+func (t *BPE) EncodeAppend(dst []int32, text string) []int32 { return t.encode(dst, text, false) }
+
+func (t *BPE) EncodeOrdinary(dst []int32, text string) []int32 { return t.encode(dst, text, true) }
+
+func (t *BPE) encode(dst []int32, text string, ordinary bool) []int32 {
+	found := func(id int32) { dst = append(dst, id) }
+	t.added[0].split(text, ordinary, func(at int, part string) {
+		part = normalize(t.norm, part)
+		t.added[1].split(part, ordinary, func(within int, part string) {
+			dst = t.encodeText(dst, part, at+within == 0)
+		}, found)
+	}, found)
+	return dst
 }
 
-func (t *BPE) EncodeOrdinary(dst []int32, text string) []int32 {
-	return t.encode(dst, text, t.ordinary[:])
-}
-
-// encode splits text at the added tokens of the first set, what is left at those of the next, and merges the rest.
-func (t *BPE) encode(dst []int32, text string, sets []addedTokens) []int32 {
-	if len(sets) == 0 {
-		return t.encodeText(dst, text)
-	}
-	for {
-		start, end, id := sets[0].find(text)
-		if start < 0 {
-			return t.encode(dst, text, sets[1:])
-		}
-		dst = append(t.encode(dst, text[:start], sets[1:]), id)
-		text = text[end:]
-	}
-}
-
-func (t *BPE) encodeText(dst []int32, text string) []int32 {
-	if text == "" {
-		return dst
-	}
-	if t.pre.prefixSpace && text[0] != ' ' {
-		text = " " + text
-	}
+// encodeText encodes a stretch without added tokens; first says that the text begins with it.
+func (t *BPE) encodeText(dst []int32, text string, first bool) []int32 {
 	w, _ := t.work.Get().(*mergeWork)
 	if w == nil {
 		w = new(mergeWork)
 	}
-	t.pre.pieces(text, func(piece string) {
+	t.pre.pieces(t.pre.prepare(text, first), func(piece string) {
 		hash := maphash.String(t.cache.seed, piece)
 		if ids, ok := t.cache.get(hash, piece); ok {
 			dst = append(dst, ids...)
@@ -79,8 +90,10 @@ func (t *BPE) encodeText(dst []int32, text string) []int32 {
 		start := len(dst)
 		if id, ok := t.whole[piece]; ok {
 			dst = append(dst, id)
+		} else if t.chars != nil {
+			dst = t.chars.encode(dst, &t.merges, &t.byteIDs, piece, w)
 		} else {
-			dst = t.merges.merge(dst, &t.byteIDs, piece, w)
+			dst = t.mergeBytes(dst, piece, w)
 		}
 		t.cache.put(hash, piece, dst[start:])
 	})
@@ -88,7 +101,37 @@ func (t *BPE) encodeText(dst []int32, text string) []int32 {
 	return dst
 }
 
+// mergeBytes appends the tokens of piece, whose symbols are its bytes.
+func (t *BPE) mergeBytes(dst []int32, piece string, w *mergeWork) []int32 {
+	w.ids = w.ids[:0]
+	for i := range len(piece) {
+		id := t.byteIDs[piece[i]]
+		if id < 0 && t.lost == lostBefore {
+			continue
+		}
+		w.ids = append(w.ids, id)
+	}
+	start := len(dst)
+	dst = t.merges.merge(dst, w)
+	if t.lost == lostBehind {
+		dst = append(dst[:start], slices.DeleteFunc(dst[start:], func(id int32) bool { return id < 0 })...)
+	}
+	return dst
+}
+
 func (t *BPE) Decode(ids []int32) string { return decode(t, ids) }
+
+// first returns the bytes of a token that begins a text.
+func (t *BPE) first(id int32) []byte {
+	if bare, ok := t.head.bare[id]; ok {
+		return bare
+	}
+	token := t.Token(id)
+	if t.head.stripSpace {
+		token = bytes.TrimPrefix(token, []byte(" "))
+	}
+	return token
+}
 
 func (t *BPE) Token(id int32) []byte {
 	if id < 0 || int(id) >= len(t.tokens) {
@@ -111,57 +154,41 @@ func (t *BPE) Hash() string { return t.hash }
 
 // ID returns the id of an added token (the special ones among them) by its text.
 func (t *BPE) ID(token string) (int32, bool) {
-	for i := range t.added {
-		if id, ok := t.added[i].ids[token]; ok {
-			return id, true
+	for _, a := range t.list {
+		if a.content == token {
+			return a.id, true
 		}
 	}
 	return 0, false
 }
 
-// Save writes the files that t was loaded from, byte for byte, or those that describe what Train made.
-func (t *BPE) Save(dir string) error { return save(dir, t.source, t.config) }
+// turnEnd lists the special tokens that end a turn or a text in the models there are.
+var turnEnd = []string{"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "</s>"}
 
-// addedTokens finds tokens that are matched in the text itself: the leftmost, and of those the longest.
-type addedTokens struct {
-	ids     map[string]int32
-	byFirst [256][]string // tokens by their first byte, longest first
-	firsts  string        // these bytes
-}
-
-func (a *addedTokens) add(token string, id int32) {
-	if a.ids == nil {
-		a.ids = map[string]int32{}
+// Ends returns the tokens behind which a model has said all: EOS, the ends of a turn that a GGUF names, and the special
+// tokens that are spelled as one (<|im_end|>, <|eot_id|> and the like).
+func (t *BPE) Ends() []int32 {
+	var ends []int32
+	if t.eos >= 0 {
+		ends = append(ends, t.eos)
 	}
-	a.ids[token] = id
-	list := &a.byFirst[token[0]]
-	if len(*list) == 0 {
-		a.firsts += token[:1]
-	}
-	*list = append(*list, token)
-	slices.SortStableFunc(*list, func(x, y string) int { return len(y) - len(x) })
-}
-
-// find returns where the first token in text starts and ends, start = -1 if there is none.
-func (a *addedTokens) find(text string) (start, end int, id int32) {
-	for i := 0; i < len(text); i++ {
-		switch len(a.firsts) {
-		case 0:
-			return -1, 0, 0
-		case 1:
-			skip := strings.IndexByte(text[i:], a.firsts[0])
-			if skip < 0 {
-				return -1, 0, 0
-			}
-			i += skip
-		}
-		for _, token := range a.byFirst[text[i]] {
-			if strings.HasPrefix(text[i:], token) {
-				return i, i + len(token), a.ids[token]
-			}
+	ends = append(ends, t.turnEnds...)
+	for _, a := range t.list {
+		if a.special && slices.Contains(turnEnd, a.content) {
+			ends = append(ends, a.id)
 		}
 	}
-	return -1, 0, 0
+	slices.Sort(ends)
+	return slices.Compact(ends)
+}
+
+// Save writes the files that t was loaded from, byte for byte, or those that describe what Train made. A vocabulary of a GGUF
+// stays there: its merges by score have no tokenizer.json of the same ids.
+func (t *BPE) Save(dir string) error {
+	if t.source == nil {
+		return errors.New("tokenizer: a GGUF's vocabulary cannot be saved as a tokenizer.json: keep the GGUF, or take the model's own tokenizer.json")
+	}
+	return save(dir, t.source, t.config)
 }
 
 // pieceCache remembers the ids of pre-tokens: two places for each hash, a new pre-token replaces the one that its own

@@ -105,11 +105,20 @@ func (t Bytes) config() []byte {
 	return configJSON("")
 }
 
+// A starter is a tokenizer that decodes the first token of a text in another way than the others.
+type starter interface{ first(id int32) []byte }
+
 // decode concatenates the bytes of ids.
 func decode(t Tokenizer, ids []int32) string {
 	var b strings.Builder
+	s, starts := t.(starter)
 	for _, id := range ids {
-		b.Write(t.Token(id))
+		token := t.Token(id)
+		if starts {
+			starts = len(token) == 0
+			token = s.first(id)
+		}
+		b.Write(token)
 	}
 	return b.String()
 }

@@ -30,7 +30,17 @@ func TestLoadErrors(t *testing.T) {
 		{func(r map[string]any) { r["surprise"] = 1 }, "surprise: unknown key"},
 		{func(r map[string]any) { r["truncation"] = map[string]any{"max_length": 5} }, "truncation: "},
 		{func(r map[string]any) { r["padding"] = map[string]any{} }, "padding: "},
-		{func(r map[string]any) { r["normalizer"] = map[string]any{"type": "NFC"} }, `normalizer: type "NFC"`},
+		{func(r map[string]any) { r["normalizer"] = map[string]any{"type": "BertNormalizer"} }, `normalizer.type: "BertNormalizer"`},
+		{func(r map[string]any) { r["normalizer"] = map[string]any{"type": "NFC", "x": 1} }, "normalizer.x: unknown key"},
+		{func(r map[string]any) {
+			r["normalizer"] = map[string]any{"type": "Sequence", "normalizers": []any{map[string]any{"type": "Precompiled"}}}
+		}, `normalizer.normalizers[0].type: "Precompiled"`},
+		{func(r map[string]any) {
+			r["normalizer"] = map[string]any{"type": "Replace", "pattern": map[string]any{"Regex": " {2,}"}, "content": " "}
+		}, "normalizer.pattern.Regex"},
+		{func(r map[string]any) {
+			r["normalizer"] = map[string]any{"type": "Replace", "pattern": map[string]any{"String": ""}, "content": " "}
+		}, "normalizer.pattern.String: is empty"},
 		{func(r map[string]any) { r["normalizer"] = "NFC" }, "normalizer: JSON type string, want object"},
 		{func(r map[string]any) { delete(r, "model") }, "model: is missing"},
 		{func(r map[string]any) { r["model"] = []int{} }, "model: JSON type array, want object"},
@@ -38,7 +48,7 @@ func TestLoadErrors(t *testing.T) {
 		{func(r map[string]any) { model(r)["dropout"] = 0.1 }, "model.dropout: 0.1"},
 		{func(r map[string]any) { model(r)["end_of_word_suffix"] = "</w>" }, `model.end_of_word_suffix: "</w>"`},
 		{func(r map[string]any) { model(r)["continuing_subword_prefix"] = "##" }, "model.continuing_subword_prefix"},
-		{func(r map[string]any) { model(r)["byte_fallback"] = true }, "model.byte_fallback"},
+		{func(r map[string]any) { model(r)["byte_fallback"] = true }, "model.byte_fallback: is not supported beside ByteLevel"},
 		{func(r map[string]any) { model(r)["ignore_merges"] = "yes" }, "model.ignore_merges: JSON type string"},
 		{func(r map[string]any) { model(r)["Vocab"] = 1 }, "model.Vocab: unknown key"},
 		{func(r map[string]any) { vocab(r)["Ā"] = 0 }, "model.vocab: tokens"},
@@ -56,17 +66,25 @@ func TestLoadErrors(t *testing.T) {
 		{func(r map[string]any) { model(r)["merges"] = []string{"! !", "Q Q"} }, `model.merges[0]: "! !": the token "!!" is not`},
 		{func(r map[string]any) { model(r)["merges"] = 7 }, "model.merges: JSON type number"},
 		{func(r map[string]any) { r["added_tokens"] = map[string]any{} }, "added_tokens: JSON type object"},
-		{func(r map[string]any) { added0(r)["single_word"] = true }, "added_tokens[0].single_word"},
-		{func(r map[string]any) { added0(r)["lstrip"] = true }, "added_tokens[0].lstrip"},
-		{func(r map[string]any) { added0(r)["rstrip"] = true }, "added_tokens[0].rstrip"},
+		{func(r map[string]any) { added0(r)["rstrip"] = "yes" }, "added_tokens[0].rstrip: JSON type string"},
 		{func(r map[string]any) { added0(r)["id"] = 7 }, `added_tokens[0].id: "<|endoftext|>" has id 7 here and 0`},
 		{func(r map[string]any) { added0(r)["content"] = "" }, "added_tokens[0].content: is empty"},
 		{func(r map[string]any) { added0(r)["colour"] = "red" }, "added_tokens[0].colour: unknown key"},
 		{func(r map[string]any) { addTokens(r, added(0, EndOfText, true, false)) }, "added_tokens[1].content"},
 		{func(r map[string]any) { addTokens(r, added(1001, "<x>", true, false)) }, "without a hole"},
 		{func(r map[string]any) { addTokens(r, added(5, "<x>", true, false)) }, "have the same id 5"},
-		{func(r map[string]any) { pre(r)["type"] = "Metaspace" }, `pre_tokenizer.type: "Metaspace"`},
-		{func(r map[string]any) { r["pre_tokenizer"] = nil }, "pre_tokenizer: has no ByteLevel"},
+		{func(r map[string]any) { pre(r)["type"] = "Whitespace" }, `pre_tokenizer.type: "Whitespace"`},
+		{func(r map[string]any) { pre(r)["type"] = "Metaspace" }, `pre_tokenizer.replacement: "" is not supported`},
+		{func(r map[string]any) {
+			r["pre_tokenizer"] = map[string]any{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "last"}
+		}, `pre_tokenizer.prepend_scheme: "last"`},
+		{func(r map[string]any) {
+			r["pre_tokenizer"] = map[string]any{"type": "Metaspace", "replacement": "▁", "add_prefix_space": false}
+		}, "pre_tokenizer.add_prefix_space: false needs"},
+		{func(r map[string]any) {
+			r["pre_tokenizer"] = map[string]any{"type": "Digits", "individual_digits": true}
+		}, "pre_tokenizer: ends with no ByteLevel"},
+		{func(r map[string]any) { r["pre_tokenizer"] = nil }, "decoder: and pre_tokenizer must both be ByteLevel"},
 		{func(r map[string]any) { pre(r)["new_option"] = true }, "pre_tokenizer.new_option: unknown key"},
 		{func(r map[string]any) { r["pre_tokenizer"] = splitStage(`\w+`) }, `pre_tokenizer.pretokenizers[0].pattern.Regex: unknown pattern "\\w+"`},
 		{func(r map[string]any) {
@@ -81,8 +99,15 @@ func TestLoadErrors(t *testing.T) {
 			r["pre_tokenizer"] = splitStage(gpt2Pattern)
 			pre(r)["pretokenizers"].([]any)[1].(map[string]any)["add_prefix_space"] = true
 		}, "pre_tokenizer.pretokenizers[1].add_prefix_space"},
-		{func(r map[string]any) { r["decoder"] = nil }, "decoder: is not supported"},
-		{func(r map[string]any) { r["decoder"] = map[string]any{"type": "WordPiece"} }, "decoder: is not supported"},
+		{func(r map[string]any) { r["decoder"] = nil }, "decoder: is missing"},
+		{func(r map[string]any) { r["decoder"] = map[string]any{"type": "WordPiece"} }, `decoder.type: "WordPiece"`},
+		{func(r map[string]any) {
+			r["decoder"] = map[string]any{"type": "Sequence", "decoders": []any{map[string]any{"type": "Fuse"}, map[string]any{"type": "ByteFallback"}}}
+		}, `decoder.decoders[1].type: "ByteFallback"`},
+		{func(r map[string]any) {
+			r["decoder"] = map[string]any{"type": "Sequence", "decoders": []any{map[string]any{"type": "Fuse"},
+				map[string]any{"type": "Strip", "content": " ", "start": 2, "stop": 0}}}
+		}, "decoder.decoders[1].content"},
 		{func(r map[string]any) { r["post_processor"] = map[string]any{"type": "RobertaProcessing"} }, `post_processor.type: "RobertaProcessing"`},
 		{func(r map[string]any) { r["post_processor"] = template() }, "post_processor.single: has no sequence A"},
 		{func(r map[string]any) {

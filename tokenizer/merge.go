@@ -61,16 +61,12 @@ type mergeWork struct {
 	queue                  queue[mergeAt]
 }
 
-// shortPiece is the number of bytes up to which looking at every rank beats keeping them in a heap.
+// shortPiece is the number of symbols up to which looking at every rank beats keeping them in a heap.
 const shortPiece = 40
 
-// merge appends the tokens of piece to dst.
-func (m *mergeTable) merge(dst []int32, byteIDs *[256]int32, piece string, w *mergeWork) []int32 {
-	w.ids = w.ids[:0]
-	for i := range len(piece) {
-		w.ids = append(w.ids, byteIDs[piece[i]])
-	}
-	if len(piece) <= shortPiece {
+// merge appends what the symbols w.ids become to dst.
+func (m *mergeTable) merge(dst []int32, w *mergeWork) []int32 {
+	if len(w.ids) <= shortPiece {
 		return append(dst, m.mergeShort(w)...)
 	}
 	return m.mergeLong(dst, w)
@@ -113,7 +109,7 @@ func (x mergeAt) before(y mergeAt) bool {
 	return x.rank < y.rank || x.rank == y.rank && x.at < y.at
 }
 
-// mergeLong keeps the tokens in a linked list and their pairs in a heap: n log n for a pre-token of n bytes.
+// mergeLong keeps the tokens in a linked list and their pairs in a heap: n log n for a pre-token of n symbols.
 func (m *mergeTable) mergeLong(dst []int32, w *mergeWork) []int32 {
 	ids := w.ids
 	n := int32(len(ids))
@@ -130,7 +126,7 @@ func (m *mergeTable) mergeLong(dst []int32, w *mergeWork) []int32 {
 	for i := range n - 1 {
 		push(i)
 	}
-	const gone = -1
+	const gone = -1 // no symbol is: what is no token counts from -2
 	for len(w.queue) > 0 {
 		x := w.queue.pop()
 		// The pair may have changed since: then the rank there is another, or the token was swallowed.

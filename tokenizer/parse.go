@@ -2,13 +2,16 @@ package tokenizer
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
-	"sort"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Reading a tokenizer.json. Every key of every object is either understood, known not to touch the ids, or an error:
@@ -53,71 +56,48 @@ func (t *BPE) parseRoot(root *object) {
 		}
 	}
 	if n := root.object("normalizer"); n != nil {
-		root.fail("normalizer", "type %q is not supported: only null is", n.text("type"))
+		t.norm = parseNormalizer(nil, n)
 	}
-	t.parseDecoder(root)
-	t.parsePreTokenizer(root)
-	vocab := t.parseVocab(root)
+	byteLevel := t.parsePreTokenizer(root)
+	d := parseDecoder(root)
+	if d.byteLevel != byteLevel && !root.failed() {
+		root.fail("decoder", "and pre_tokenizer must both be ByteLevel, or neither")
+	}
+	vocab := t.parseVocab(root, d)
 	t.parseTemplate(root, vocab)
 	root.end()
 }
 
 // parseVocab reads model and added_tokens, which share one range of ids, and returns all tokens by their spelling.
-func (t *BPE) parseVocab(root *object) map[string]int32 {
+func (t *BPE) parseVocab(root *object, d decoder) map[string]int32 {
 	model := root.object("model")
 	if model == nil {
 		root.fail("model", "is missing")
 		return nil
 	}
-	ignoreMerges := parseModelOptions(model)
+	o := parseModelOptions(model, d.byteLevel)
 	vocab := map[string]int32{}
 	if model.get("vocab", &vocab); len(vocab) == 0 {
 		model.fail("vocab", "is missing or empty")
 	}
-	added := t.parseAdded(root, vocab)
+	added := parseAdded(root, vocab)
 	byID := spellings(model, vocab)
 	if model.failed() {
 		return nil
 	}
-	t.tokens = make([][]byte, len(byID))
 	t.special = make([]bool, len(byID))
-	for i := range t.byteIDs {
-		t.byteIDs[i] = -1
-	}
-	if ignoreMerges {
+	if o.ignoreMerges {
 		t.whole = map[string]int32{}
 	}
-	for id, token := range byID {
-		raw, ok := fromByteRunes(token)
-		if ok && len(raw) == 1 && !added.outside[token] {
-			t.byteIDs[raw[0]] = int32(id)
-		}
-		if ok && ignoreMerges && !added.outside[token] {
-			t.whole[string(raw)] = int32(id)
-		}
-		if !ok {
-			raw = []byte(token)
-		}
-		t.tokens[id] = raw
+	if d.byteLevel {
+		t.byteAlphabet(model, byID, added)
+	} else {
+		t.charAlphabet(model, byID, added, vocab, d, o)
 	}
-	for b, id := range t.byteIDs {
-		if id < 0 {
-			model.fail("vocab", "has no token for the byte 0x%02x, spelled %q", b, byteRunes[b])
-			return nil
-		}
+	if model.failed() {
+		return nil
 	}
-	for _, a := range added.list {
-		t.tokens[a.id] = []byte(a.content)
-		t.special[a.id] = a.special
-		pass := 0
-		if a.normalized {
-			pass = 1
-		}
-		t.added[pass].add(a.content, a.id)
-		if !a.special {
-			t.ordinary[pass].add(a.content, a.id)
-		}
-	}
+	t.enterAdded(added.list)
 	for token := range added.outside {
 		delete(vocab, token) // merges cannot name these
 	}
@@ -129,12 +109,132 @@ func (t *BPE) parseVocab(root *object) map[string]int32 {
 	return vocab
 }
 
-// parseModelOptions refuses every kind of BPE but the byte-level one.
-func parseModelOptions(model *object) (ignoreMerges bool) {
+// byteAlphabet gives the tokens their bytes, and finds those of one byte.
+func (t *BPE) byteAlphabet(model *object, byID []string, added addedList) {
+	t.tokens = make([][]byte, len(byID))
+	for i := range t.byteIDs {
+		t.byteIDs[i] = noByte
+	}
+	for id, token := range byID {
+		raw, ok := fromByteRunes(token)
+		if ok && len(raw) == 1 && !added.outside[token] {
+			t.byteIDs[raw[0]] = int32(id)
+		}
+		if ok && t.whole != nil && !added.outside[token] {
+			t.whole[string(raw)] = int32(id)
+		}
+		if !ok {
+			raw = []byte(token)
+		}
+		t.tokens[id] = raw
+	}
+	for _, a := range added.list {
+		t.tokens[a.id] = []byte(a.content)
+	}
+	for b, id := range t.byteIDs {
+		switch {
+		case id >= 0:
+		case slices.Contains(neverUTF8, byte(b)):
+			t.lost = lostBefore
+		default:
+			model.fail("vocab", "has no token for the byte 0x%02x, spelled %q", b, byteRunes[b])
+			return
+		}
+	}
+}
+
+// noByte stands in byteIDs for a byte that is no token.
+const noByte = -2
+
+// neverUTF8 are the bytes that valid text does not hold, which a vocabulary may lack.
+var neverUTF8 = []byte{0xc0, 0xc1, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0xff}
+
+// charAlphabet is the same for tokens of characters.
+func (t *BPE) charAlphabet(model *object, byID []string, added addedList, vocab map[string]int32, d decoder, o modelOptions) {
+	t.tokens = make([][]byte, len(byID))
+	t.chars = newCharTable()
+	t.chars.fuse = o.fuseUnk
+	inModel := func(token string) int32 {
+		if id, ok := vocab[token]; ok && !added.outside[token] {
+			return id
+		}
+		return -1
+	}
+	for b := range t.byteIDs {
+		t.byteIDs[b] = -1
+		if o.byteFallback {
+			t.byteIDs[b] = inModel(byteToken(byte(b)))
+		}
+	}
+	if o.unk != "" {
+		if t.chars.unk = inModel(o.unk); t.chars.unk < 0 {
+			model.fail("unk_token", "%q is not in model.vocab", o.unk)
+			return
+		}
+	}
+	for id, token := range byID {
+		t.tokens[id] = d.bytes(token)
+		if d.metaspace && strings.Contains(token, metaspace) {
+			if t.head.bare == nil {
+				t.head.bare = map[int32][]byte{}
+			}
+			t.head.bare[int32(id)] = []byte(strings.ReplaceAll(token, metaspace, ""))
+		}
+		if added.outside[token] {
+			continue
+		}
+		if r, n := utf8.DecodeRuneInString(token); n == len(token) && n > 0 {
+			t.chars.set(r, int32(id))
+		}
+		if t.whole != nil {
+			t.whole[token] = int32(id)
+		}
+	}
+	t.head.stripSpace = d.stripSpace
+}
+
+// byteToken is how SentencePiece spells the token of a byte.
+func byteToken(b byte) string { return fmt.Sprintf("<0x%02X>", b) }
+
+// byteOfToken inverts byteToken; it takes small letters too, as the decoders do.
+func byteOfToken(token string) (byte, bool) {
+	if len(token) != 6 || token[:3] != "<0x" || token[5] != '>' {
+		return 0, false
+	}
+	b, err := strconv.ParseUint(token[3:5], 16, 8)
+	return byte(b), err == nil
+}
+
+// enterAdded makes the added tokens findable: the special ones first, and of two that are spelled alike the first counts.
+func (t *BPE) enterAdded(list []*addedToken) {
+	t.list = list
+	for _, special := range []bool{true, false} {
+		for _, a := range list {
+			switch {
+			case a.special != special:
+			case a.normalized:
+				t.added[1].add(normalize(t.norm, a.content), a)
+			default:
+				t.added[0].add(a.content, a)
+			}
+		}
+	}
+	for _, a := range list {
+		t.special[a.id] = a.special
+	}
+}
+
+type modelOptions struct {
+	ignoreMerges, byteFallback, fuseUnk bool
+	unk                                 string
+}
+
+// parseModelOptions refuses every kind of BPE but the two.
+func parseModelOptions(model *object, byteLevel bool) (o modelOptions) {
 	if typ := model.text("type"); typ != "BPE" && typ != "" {
 		model.fail("type", "%q is not supported: want \"BPE\"", typ)
 	}
-	if dropout := model.raw("dropout"); dropout != nil {
+	if dropout := model.raw("dropout"); dropout != nil && string(dropout) != "0.0" && string(dropout) != "0" {
 		model.fail("dropout", "%s is not supported: want null", dropout)
 	}
 	for _, key := range []string{"continuing_subword_prefix", "end_of_word_suffix"} {
@@ -142,11 +242,18 @@ func parseModelOptions(model *object) (ignoreMerges bool) {
 			model.fail(key, "%q is not supported: want null", s)
 		}
 	}
-	if model.flag("byte_fallback", false) {
-		model.fail("byte_fallback", "is not supported: want false")
+	o.ignoreMerges = model.flag("ignore_merges", false)
+	o.byteFallback = model.flag("byte_fallback", false)
+	if byteLevel {
+		if o.byteFallback {
+			model.fail("byte_fallback", "is not supported beside ByteLevel: want false")
+		}
+		model.ignore("unk_token", "fuse_unk") // every byte is a token (checked below), so nothing is unknown
+		return o
 	}
-	model.ignore("unk_token", "fuse_unk") // every byte is a token (checked below), so nothing is unknown
-	return model.flag("ignore_merges", false)
+	o.unk = model.text("unk_token")
+	o.fuseUnk = model.flag("fuse_unk", false)
+	return o
 }
 
 // spellings lists the tokens by their ids, which must be 0 to n-1, each once.
@@ -167,30 +274,20 @@ func spellings(model *object, vocab map[string]int32) []string {
 	return byID
 }
 
-type addedToken struct {
-	content             string
-	id                  int32
-	special, normalized bool
-}
-
 type addedList struct {
-	list    []addedToken
+	list    []*addedToken
 	outside map[string]bool // those that the model's own vocabulary lacks
 }
 
 // parseAdded reads added_tokens and enters them into vocab.
-func (t *BPE) parseAdded(root *object, vocab map[string]int32) addedList {
+func parseAdded(root *object, vocab map[string]int32) addedList {
 	added := addedList{outside: map[string]bool{}}
 	contents := map[string]bool{}
 	for _, o := range root.objects("added_tokens") {
-		a := addedToken{content: o.text("content"), id: -1, special: o.flag("special", false)}
+		a := &addedToken{content: o.text("content"), id: -1, special: o.flag("special", false),
+			singleWord: o.flag("single_word", false), lstrip: o.flag("lstrip", false), rstrip: o.flag("rstrip", false)}
 		o.get("id", &a.id)
 		a.normalized = o.flag("normalized", !a.special)
-		for _, key := range []string{"single_word", "lstrip", "rstrip"} {
-			if o.flag(key, false) {
-				o.fail(key, "is not supported: want false (token %q)", a.content)
-			}
-		}
 		o.end()
 		id, inside := vocab[a.content]
 		switch {
@@ -249,153 +346,27 @@ func (t *BPE) parseMerges(model *object, vocab map[string]int32) {
 		}
 		t.merges.set(mergeRule{pairOf(ids[0], ids[1]), int32(rank), ids[2]})
 	}
+	if t.chars != nil && t.whole == nil {
+		t.cutWords(pairs)
+	}
 }
 
-// parsePreTokenizer understands ByteLevel, Split(regex) and Digits, alone or in a Sequence that comes to digits first,
-// one pattern, then bytes.
-func (t *BPE) parsePreTokenizer(root *object) {
-	stages := root.stages("pre_tokenizer", "pretokenizers")
-	byteLevel := false
-	for i, o := range stages {
-		typ := o.text("type")
-		if byteLevel {
-			o.fail("type", "%q behind ByteLevel is not supported", typ)
-			return
-		}
-		switch typ {
-		case "ByteLevel":
-			byteLevel = true
-			if o.flag("add_prefix_space", true) {
-				if i > 0 {
-					o.fail("add_prefix_space", "behind another stage is not supported: want false")
-				}
-				t.pre.prefixSpace = true
-			}
-			if o.flag("use_regex", true) {
-				t.pre.setPattern(o, "use_regex", gpt2Pattern)
-			}
-			o.ignore("trim_offsets")
-		case "Split":
-			pattern := o.object("pattern")
-			if pattern == nil {
-				o.fail("pattern", "is missing")
+// cutWords adds the stage that cuts where merges cannot reach across. It is sure of that only if every symbol of a merge
+// stands for its own spelling, which an unknown token or a byte's does not, and if a metaspace is never unknown.
+func (t *BPE) cutWords(pairs [][]string) {
+	if t.chars.symbol('▁') == absent {
+		return
+	}
+	for _, pair := range pairs {
+		for _, token := range pair {
+			_, isByte := byteOfToken(token)
+			if isByte || t.chars.unk != absent && token == string(t.tokens[t.chars.unk]) {
 				return
 			}
-			t.pre.setPattern(pattern, "Regex", pattern.text("Regex"))
-			pattern.end()
-			// The known patterns match every character, so keeping the matches alone (Removed, inverted) is the same.
-			behavior, invert := o.text("behavior"), o.flag("invert", false)
-			if !(behavior == "Isolated" || behavior == "Removed" && invert) {
-				o.fail("behavior", "%q (invert: %v) is not supported: want \"Isolated\"", behavior, invert)
-			}
-		case "Digits":
-			if t.pre.scan != nil || t.pre.digits != digitsStay {
-				o.fail("type", "\"Digits\" behind another stage is not supported")
-			}
-			t.pre.digits = digitsRuns
-			if o.flag("individual_digits", false) {
-				t.pre.digits = digitsSingle
-			}
-		default:
-			o.fail("type", "%q is not supported: ByteLevel, Split and Digits are", typ)
-			return
 		}
-		o.end()
+		t.chars.crosses(pair[0], pair[1])
 	}
-	if !byteLevel {
-		root.fail("pre_tokenizer", "has no ByteLevel stage: only byte-level BPE is supported")
-	}
-}
-
-func (p *preTokenizer) setPattern(o *object, key, pattern string) {
-	if p.scan != nil {
-		o.fail(key, "a second pattern is not supported")
-		return
-	}
-	scan, err := scannerOf(pattern)
-	if err != nil {
-		o.fail(key, "%v", err)
-		return
-	}
-	p.pattern, p.scan = pattern, scan
-}
-
-func (t *BPE) parseDecoder(root *object) {
-	stages := root.stages("decoder", "decoders")
-	if len(stages) != 1 || stages[0].text("type") != "ByteLevel" {
-		root.fail("decoder", "is not supported: want ByteLevel")
-		return
-	}
-	stages[0].ignore("add_prefix_space", "trim_offsets", "use_regex") // they do nothing when decoding
-	stages[0].end()
-}
-
-// parseTemplate reads the post_processor: ByteLevel moves offsets, which are not kept here; TemplateProcessing names
-// the tokens around a single text.
-func (t *BPE) parseTemplate(root *object, vocab map[string]int32) {
-	templates := 0
-	for _, o := range root.stages("post_processor", "processors") {
-		switch typ := o.text("type"); typ {
-		case "ByteLevel":
-			o.ignore("add_prefix_space", "trim_offsets", "use_regex")
-		case "TemplateProcessing":
-			if templates++; templates > 1 {
-				o.fail("type", "a second TemplateProcessing is not supported")
-			}
-			t.parseSingle(o, vocab)
-			o.ignore("pair")
-		default:
-			o.fail("type", "%q is not supported: ByteLevel and TemplateProcessing are", typ)
-			return
-		}
-		o.end()
-	}
-}
-
-// parseSingle reads the template for one text, such as <s> $A </s>.
-func (t *BPE) parseSingle(o *object, vocab map[string]int32) {
-	specials := o.object("special_tokens")
-	around, texts := [2][]int32{}, 0
-	for _, piece := range o.objects("single") {
-		sequence, special := piece.object("Sequence"), piece.object("SpecialToken")
-		piece.end()
-		switch {
-		case piece.failed():
-			return
-		case sequence != nil && special == nil && sequence.text("id") == "A" && texts == 0:
-			texts++
-		case special != nil && sequence == nil && specials != nil:
-			name := special.text("id")
-			s := specials.object(name)
-			if s == nil {
-				specials.fail(name, "is missing, but the template uses it")
-				return
-			}
-			var ids []int32
-			s.get("ids", &ids)
-			var tokens []string
-			s.get("tokens", &tokens)
-			for i, id := range ids {
-				if len(tokens) != len(ids) || !hasID(vocab, tokens[i], id) {
-					s.fail("ids", "%v do not belong to the tokens %q", ids, tokens)
-					return
-				}
-			}
-			around[texts] = append(around[texts], ids...)
-		default:
-			o.fail("single", "is not supported: want special tokens around one sequence A")
-			return
-		}
-	}
-	if texts != 1 {
-		o.fail("single", "has no sequence A")
-	}
-	t.before, t.behind = around[0], around[1]
-}
-
-func hasID(vocab map[string]int32, token string, id int32) bool {
-	have, ok := vocab[token]
-	return ok && have == id
+	t.pre.stages = append(t.pre.stages, stage{scan: t.chars.scanWord})
 }
 
 // namedToken reads a token from tokenizer_config.json, where it is a string or an added token's object; -1 for none.
@@ -445,38 +416,36 @@ func (t *BPE) computeHash() string {
 		h.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(s))))
 		h.Write(s)
 	}
-	put(fmt.Appendf(nil, "nha byte-level bpe 1 %q %v %d %v", t.pre.pattern, t.pre.prefixSpace, t.pre.digits, t.whole != nil))
-	put(fmt.Appendf(nil, "%d %d %v %v %v", t.bos, t.eos, t.before, t.behind, t.byteIDs))
+	put(fmt.Appendf(nil, "nha bpe 2 %v %v %v", t.pre.prefixSpace, t.pre.meta, t.whole != nil))
+	for _, s := range t.pre.stages {
+		put([]byte(s.name))
+	}
+	for _, n := range t.norm {
+		put([]byte("normalizer " + n.name))
+	}
+	if c := t.chars; c != nil {
+		put(fmt.Appendf(nil, "characters %v %d %v %v", c.late, c.unk, c.fuse, t.head))
+	}
+	put(fmt.Appendf(nil, "%d %d %v %v %v %v", t.bos, t.eos, t.before, t.behind, t.byteIDs, t.turnEnds))
 	put(fmt.Append(nil, len(t.tokens)))
 	for _, token := range t.tokens {
 		put(token)
 	}
-	for pass := range t.added {
-		put(fmt.Append(nil, len(t.added[pass].ids)))
-		for _, id := range sortedValues(t.added[pass].ids) {
-			put(fmt.Append(nil, id, t.special[id]))
-		}
+	for _, a := range slices.SortedFunc(slices.Values(t.list), func(a, b *addedToken) int { return int(a.id - b.id) }) {
+		put(fmt.Appendf(nil, "%+v", *a))
 	}
 	if t.whole != nil {
-		for _, id := range sortedValues(t.whole) {
+		for _, id := range slices.Sorted(maps.Values(t.whole)) {
 			put(fmt.Append(nil, id))
 		}
 	}
 	rules := slices.DeleteFunc(slices.Clone(t.merges.slots), func(r mergeRule) bool { return r.pair == noPair })
-	sort.Slice(rules, func(i, j int) bool { return rules[i].rank < rules[j].rank })
+	slices.SortFunc(rules, func(a, b mergeRule) int { return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.pair, b.pair)) })
 	var line []byte
-	for _, r := range rules {
+	for i, r := range rules {
 		line = binary.LittleEndian.AppendUint64(line[:0], r.pair)
-		h.Write(binary.LittleEndian.AppendUint32(line, uint32(r.id)))
+		line = binary.LittleEndian.AppendUint32(line, uint32(r.id))
+		h.Write(append(line, byte(btoi(i > 0 && r.rank == rules[i-1].rank))))
 	}
 	return hex.EncodeToString(h.Sum(nil))
-}
-
-func sortedValues(m map[string]int32) []int32 {
-	ids := make([]int32, 0, len(m))
-	for _, id := range m {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	return ids
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Before merging, text is cut into pre-tokens (words with their leading space, numbers, runs of marks) by a pattern;
@@ -26,46 +27,78 @@ func scannerOf(pattern string) (scanner, error) {
 	case gpt2Pattern:
 		return scanGPT2, nil
 	case llama3Pattern:
-		return func(s string) int { return scanLlama3(s, 3) }, nil
+		return func(s string) int { return scanLlama3(s, 3, contractionFold) }, nil
 	case qwen2Pattern:
-		return func(s string) int { return scanLlama3(s, 1) }, nil
+		return func(s string) int { return scanLlama3(s, 1, contractionFold) }, nil
 	}
 	return nil, fmt.Errorf("unknown pattern %q; the patterns of GPT-2, Llama 3 and Qwen2 are supported", pattern)
 }
 
-// preTokenizer is what a tokenizer.json's pre_tokenizer comes to: digits cut out first, then a pattern.
+// preTokenizer is what a tokenizer.json's pre_tokenizer comes to: what is put in front of a text, then scanners, each of which
+// cuts the pieces of the one before.
 type preTokenizer struct {
-	prefixSpace bool        // a text that does not begin with a space is given one
-	digits      digitsStage // cut out before the pattern sees the text
-	pattern     string      // the regular expression, "" for none
-	scan        scanner     // nil for none
+	prefixSpace bool // a stretch that does not begin with a space is given one
+	meta        metaspaceRule
+	stages      []stage
 }
 
-type digitsStage uint8
+type stage struct {
+	name string // goes into the hash: what the stage cuts
+	scan scanner
+}
 
-const (
-	digitsStay digitsStage = iota
-	digitsRuns
-	digitsSingle
-)
+// metaspaceRule is the Metaspace stage: spaces become U+2581, one is put in front.
+type metaspaceRule struct {
+	on     bool
+	scheme string // always | first | never: whether a stretch without one in front is given one
+}
+
+// prepare puts in front of a stretch of text what belongs there.
+func (p *preTokenizer) prepare(s string, first bool) string {
+	switch {
+	case s == "":
+	case p.meta.on:
+		s = strings.ReplaceAll(s, " ", metaspace)
+		if (p.meta.scheme == "always" || p.meta.scheme == "first" && first) && !strings.HasPrefix(s, metaspace) {
+			s = metaspace + s
+		}
+	case p.prefixSpace && s[0] != ' ':
+		s = " " + s
+	}
+	return s
+}
 
 // pieces calls f for every pre-token of s.
-func (p *preTokenizer) pieces(s string, f func(piece string)) {
-	for len(s) > 0 {
-		part := s
-		if p.digits != digitsStay {
-			part = s[:scanDigits(s, p.digits == digitsSingle)]
+func (p *preTokenizer) pieces(s string, f func(piece string)) { cut(p.stages, s, f) }
+
+func cut(stages []stage, s string, f func(piece string)) {
+	if len(stages) == 0 {
+		if s != "" {
+			f(s)
 		}
-		s = s[len(part):]
-		for len(part) > 0 {
-			n := len(part)
-			if p.scan != nil {
-				n = p.scan(part)
-			}
-			f(part[:n])
-			part = part[n:]
-		}
+		return
 	}
+	for len(s) > 0 {
+		n := stages[0].scan(s)
+		if len(stages) == 1 {
+			f(s[:n])
+		} else {
+			cut(stages[1:], s[:n], f)
+		}
+		s = s[n:]
+	}
+}
+
+func scanDigitRuns(s string) int { return scanDigits(s, false) }
+
+func scanSingleDigits(s string) int { return scanDigits(s, true) }
+
+// scanMetaspace cuts in front of every U+2581.
+func scanMetaspace(s string) int {
+	if i := strings.Index(s[1:], metaspace); i >= 0 {
+		return i + 1
+	}
+	return len(s)
 }
 
 // scanDigits returns the end of the first run of numbers (a single one if single is set), or of what is none.
@@ -100,7 +133,7 @@ func scanGPT2(s string) int {
 	return cutSpaces(s, end, last)
 }
 
-func scanLlama3(s string, digits int) int {
+func scanLlama3(s string, digits int, contraction func(string) int) int {
 	c, n := classAt(s, 0)
 	switch c {
 	case letter:
@@ -119,7 +152,7 @@ func scanLlama3(s string, digits int) int {
 		return n
 	}
 	if s[0] == '\'' {
-		if k := contractionFold(s); k > 0 {
+		if k := contraction(s); k > 0 {
 			return k
 		}
 	}
@@ -201,6 +234,11 @@ func contractionFold(s string) int {
 	if strings.HasPrefix(s, "'ſ") {
 		return len("'ſ")
 	}
+	return contractionASCII(s)
+}
+
+// contractionASCII is the same for small and capital letters.
+func contractionASCII(s string) int {
 	var head [3]byte
 	n := copy(head[:], s)
 	for i, b := range head[:n] {
@@ -209,4 +247,52 @@ func contractionFold(s string) int {
 		}
 	}
 	return contraction(string(head[:n]))
+}
+
+// The scanners below are those of llama.cpp's patterns that match parts of a text: what lies between two matches is a piece.
+
+// scanPunctuation cuts by [\p{P}\$\+<=>\^~\|]+ .
+func scanPunctuation(s string) int { return scanRuns(s, isPunctuation) }
+
+// scanPunctuationTick cuts by [\p{P}\$\+<=>\^~\|`]+ .
+func scanPunctuationTick(s string) int {
+	return scanRuns(s, func(r rune) bool { return r == '`' || isPunctuation(r) })
+}
+
+func isPunctuation(r rune) bool {
+	return strings.ContainsRune("$+<=>^~|", r) || unicode.In(r, unicode.P)
+}
+
+// scanNumberRuns cuts by \p{N}+ .
+func scanNumberRuns(s string) int {
+	return scanRuns(s, func(r rune) bool { return classOf(r) == number })
+}
+
+// scanRuns returns the end of the first run of characters that is holds for, or that it does not hold for.
+func scanRuns(s string, is func(rune) bool) int {
+	first := false
+	for i, r := range s {
+		if i == 0 {
+			first = is(r)
+		} else if is(r) != first {
+			return i
+		}
+	}
+	return len(s)
+}
+
+// scanDigitTriples cuts by [0-9][0-9][0-9] .
+func scanDigitTriples(s string) int {
+	run := 0
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			run = 0
+		} else if run++; run == 3 {
+			if i == 2 {
+				return 3
+			}
+			return i - 2
+		}
+	}
+	return len(s)
 }

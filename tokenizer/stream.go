@@ -6,21 +6,31 @@ import "unicode/utf8"
 // wait until it is complete. The strings together are Lossy of what Decode gives for all ids.
 type StreamDecoder struct {
 	t       Tokenizer
+	inside  bool // a text has begun
 	pending []byte
 }
 
 // NewStreamDecoder returns a decoder at the start of a text.
 func NewStreamDecoder(t Tokenizer) *StreamDecoder { return &StreamDecoder{t: t} }
 
+// NewStreamContinuation returns a decoder for ids that go on with a text: the space that SentencePiece writes in front of a
+// text is kept where it belongs to the first word of the continuation.
+func NewStreamContinuation(t Tokenizer) *StreamDecoder { return &StreamDecoder{t: t, inside: true} }
+
 // Push takes one more id and returns the text that is complete with it, which may be empty.
 func (d *StreamDecoder) Push(id int32) string {
-	d.pending = append(d.pending, d.t.Token(id)...)
+	token := d.t.Token(id)
+	if s, ok := d.t.(starter); ok && !d.inside {
+		d.inside = len(token) > 0
+		token = s.first(id)
+	}
+	d.pending = append(d.pending, token...)
 	text, rest := lossy(d.pending, false)
 	d.pending = append(d.pending[:0], rest...)
 	return text
 }
 
-// Flush ends the text: it returns U+FFFD if a character was left incomplete. The decoder is then new again.
+// Flush ends the text: it returns U+FFFD if a character was left incomplete. What is pushed then goes on with the same text.
 func (d *StreamDecoder) Flush() string {
 	text, _ := lossy(d.pending, true)
 	d.pending = d.pending[:0]

@@ -76,7 +76,7 @@ func TestScanners(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		pre := preTokenizer{scan: scan}
+		pre := preTokenizer{stages: []stage{{scan: scan}}}
 		rng := rand.New(rand.NewPCG(3, 4))
 		for _, text := range randomTexts(rng, 2000, []string{"It's 10:45, and we'll see;\n\n\tif (x1 == 2000) { return 'a' }  // ok\n"}) {
 			if strings.ContainsFunc(text, func(r rune) bool { return unicode.In(r, lettersSince15, numbersSince15) }) {
@@ -136,7 +136,7 @@ func TestMerge(t *testing.T) {
 			ids = append(ids, byteIDs[piece[i]])
 		}
 		want := mergeNaively(&m, ids)
-		if got := m.merge(nil, &byteIDs, piece, new(mergeWork)); !slices.Equal(got, want) {
+		if got := (&BPE{merges: m, byteIDs: byteIDs}).mergeBytes(nil, piece, new(mergeWork)); !slices.Equal(got, want) {
 			t.Errorf("merge: %v, want %v", got, want)
 		}
 		w := &mergeWork{ids: slices.Clone(ids)}

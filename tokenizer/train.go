@@ -118,7 +118,7 @@ func countPieces(ctx context.Context, documents iter.Seq2[string, error], o Trai
 		table := map[string]*int64{}
 		tables[i] = table
 		group.Go(func() {
-			pre := preTokenizer{scan: scanGPT2}
+			pre := preTokenizer{stages: []stage{{scan: scanGPT2}}}
 			for batch := range batches {
 				for _, document := range batch {
 					if ctx.Err() != nil {

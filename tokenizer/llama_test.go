@@ -1,0 +1,188 @@
+package tokenizer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode"
+	"unicode/utf8"
+
+	"nha/weights"
+)
+
+// openGGUF returns the tokenizer of a GGUF file.
+func openGGUF(t testing.TB, path string) (Tokenizer, error) {
+	t.Helper()
+	g, err := weights.OpenGGUF(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	return FromGGUF(g.Value)
+}
+
+// llamaSource is the folder of llama.cpp's source, whose models/ has vocabularies with test strings and ids.
+func llamaSource(t testing.TB) string {
+	dir := os.Getenv("NHA_LLAMA_SRC")
+	if dir == "" {
+		t.Skip("scripts/tokenizer-truth/run runs this against llama.cpp's vocabularies (NHA_LLAMA_SRC)")
+	}
+	return dir
+}
+
+// TestLlamaVocabularies encodes llama.cpp's own test strings with every vocabulary of its source.
+func TestLlamaVocabularies(t *testing.T) {
+	paths, err := filepath.Glob(filepath.Join(llamaSource(t), "models", "ggml-vocab-*.gguf"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no vocabularies: %v", err)
+	}
+	supported := 0
+	for _, path := range paths {
+		name := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), "ggml-vocab-"), ".gguf")
+		tk, err := openGGUF(t, path)
+		if err != nil {
+			t.Logf("%s: not supported: %v", name, strings.SplitN(err.Error(), ": gpt2 and", 2)[0])
+			continue
+		}
+		in, err := os.ReadFile(path + ".inp")
+		if err != nil {
+			t.Logf("%s: no test strings", name)
+			continue
+		}
+		out, err := os.ReadFile(path + ".out")
+		if err != nil {
+			t.Fatal(err)
+		}
+		supported++
+		texts := strings.Split(strings.TrimSuffix(string(in), "\n__ggml_vocab_test__\n"), "\n__ggml_vocab_test__\n")
+		answers := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+		if len(texts) != len(answers) || len(texts) < 40 {
+			t.Fatalf("%s: %d texts, %d answers", name, len(texts), len(answers))
+		}
+		wrong := 0
+		for i, text := range texts {
+			var want []int32
+			for _, s := range strings.Fields(answers[i]) {
+				id, err := strconv.Atoi(s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want = append(want, int32(id))
+			}
+			if got := tk.EncodeOrdinary(nil, text); !slices.Equal(got, want) {
+				wrong++
+				t.Errorf("%s: %q:\n got %v\nwant %v", name, text, got, want)
+			}
+		}
+		t.Logf("%s: %d strings, %d differ", name, len(texts), wrong)
+	}
+	if supported < 8 {
+		t.Errorf("%d vocabularies supported, want at least 8", supported)
+	}
+}
+
+// truthStrings is how many strings each comparison with another program takes.
+func truthStrings(t testing.TB) int {
+	n := 5000
+	if s := os.Getenv("NHA_STRINGS"); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			t.Fatalf("NHA_STRINGS: %v", err)
+		}
+	}
+	return n
+}
+
+// withTokens puts added tokens into every other text.
+func withTokens(rng *rand.Rand, texts []string, tk *BPE) []string {
+	if len(tk.list) == 0 {
+		return texts
+	}
+	for i := 0; i < len(texts); i += 2 {
+		s := texts[i]
+		for range 1 + rng.IntN(3) {
+			at := rng.IntN(len(s) + 1)
+			for at > 0 && at < len(s) && !utf8.RuneStart(s[at]) {
+				at--
+			}
+			s = s[:at] + tk.list[rng.IntN(len(tk.list))].content + s[at:]
+		}
+		texts[i] = s
+	}
+	return texts
+}
+
+// TestLlamaTruth encodes and decodes strings at random beside llama.cpp itself, which NHA_LLAMA_TOKENIZE answers for
+// (scripts/tokenizer-truth/llama.c), with every vocabulary of its source and the files of NHA_GGUF.
+func TestLlamaTruth(t *testing.T) {
+	program := os.Getenv("NHA_LLAMA_TOKENIZE")
+	if program == "" {
+		t.Skip("scripts/tokenizer-truth/run runs this against llama.cpp, where a built one is (NHA_LLAMA_TOKENIZE)")
+	}
+	paths, err := filepath.Glob(filepath.Join(llamaSource(t), "models", "ggml-vocab-*.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	corpus := goSources(t, 2<<20)
+	for _, path := range append(filepath.SplitList(os.Getenv("NHA_GGUF")), paths...) {
+		tk, err := openGGUF(t, path)
+		if err != nil {
+			continue // TestLlamaVocabularies says why
+		}
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(11, 12))
+			texts := withTokens(rng, append(truthTexts(rng, corpus), randomTexts(rng, truthStrings(t), corpus)...), tk.(*BPE))
+			compareLlama(t, program, path, tk, texts)
+		})
+	}
+}
+
+func compareLlama(t *testing.T, program, path string, tk Tokenizer, texts []string) {
+	var in bytes.Buffer
+	for _, text := range texts {
+		in.Write(binary.LittleEndian.AppendUint32(nil, uint32(len(text))))
+		in.WriteString(text)
+	}
+	cmd := exec.Command(program, path)
+	cmd.Stdin, cmd.Stderr = &in, os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v", program, path, err)
+	}
+	next := func(size int) []byte {
+		n := int(binary.LittleEndian.Uint32(out)) * size
+		part := out[4 : 4+n]
+		out = out[4+n:]
+		return part
+	}
+	ids := func() (list []int32) {
+		raw := next(4)
+		for i := 0; i < len(raw); i += 4 {
+			list = append(list, int32(binary.LittleEndian.Uint32(raw[i:])))
+		}
+		return list
+	}
+	wrong, tokens := 0, 0
+	for _, text := range texts {
+		ordinary, special, decoded := ids(), ids(), string(next(1))
+		tokens += len(special)
+		if strings.ContainsFunc(text, func(r rune) bool { return unicode.In(r, lettersSince15, numbersSince15) }) {
+			continue // unassigned in llama.cpp's tables; ours are those of Hugging Face
+		}
+		gotOrdinary, gotSpecial := tk.EncodeOrdinary(nil, text), tk.Encode(text)
+		if slices.Equal(gotOrdinary, ordinary) && slices.Equal(gotSpecial, special) && tk.Decode(special) == decoded {
+			continue
+		}
+		if wrong++; wrong <= mostShown {
+			t.Errorf("%q:\n got %v\nwant %v\nwith special tokens %v\nwant %v\ndecoded %q\nwant %q", text, gotOrdinary, ordinary, gotSpecial, special, tk.Decode(special), decoded)
+		}
+	}
+	t.Logf("%d strings, %d tokens, %d differ", len(texts), tokens, wrong)
+}
