@@ -88,9 +88,9 @@ func Model(path, dir string, o Options) (r Result, err error) {
 	if err != nil {
 		return r, err
 	}
-	defer os.RemoveAll(temporary) // nothing, once it has its name
-	if r, err = write(s, temporary, o); err != nil {
-		return r, fmt.Errorf("convert %s: %w", path, err)
+	defer os.RemoveAll(temporary)                    // nothing, once it has its name
+	if r, err = write(s, temporary, o); err != nil { // the user asked for another name
+		return r, fmt.Errorf("convert %s: %s", path, strings.ReplaceAll(err.Error(), temporary, dir))
 	}
 	return r, install(temporary, dir)
 }
@@ -144,7 +144,7 @@ func write(s source, dir string, o Options) (r Result, err error) {
 		return r, fmt.Errorf("config: %w", err)
 	}
 	if err := model.CheckWeights(dir, &c); err != nil {
-		return r, errors.New(strings.TrimPrefix(err.Error(), dir+": "))
+		return r, err
 	}
 	return r, nil
 }

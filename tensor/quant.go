@@ -162,8 +162,7 @@ func encodeQ8(b []byte, x []float32) {
 	}
 }
 
-// encodeQ4: the element of largest magnitude becomes -8, so d has the opposite sign; q = min(15, floor(x / d + 8.5)). The
-// sum is fused, as compilers make it of ggml's line.
+// encodeQ4: the element of largest magnitude becomes -8, so d has the opposite sign; q = min(15, floor(x / d + 8.5)).
 func encodeQ4(b []byte, x []float32) {
 	var extreme, most float32
 	for _, v := range x {
@@ -180,7 +179,7 @@ func encodeQ4(b []byte, x []float32) {
 }
 
 func nibble(x, inverse float32) byte {
-	return byte(min(15, int8(float32(float64(x)*float64(inverse)+8.5))))
+	return byte(min(15, int8(float32(x*inverse)+8.5))) // the conversion keeps the product from being fused
 }
 
 func reciprocal(d float32) float32 {
