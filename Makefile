@@ -8,7 +8,7 @@ test: ## everything a change must pass, under five minutes
 	go test ./...
 
 generate: ## assembly from its generators; leaves no diff
-	cd backend/cpu/kernel/_asm && for g in gemm vector slots quant; do go run ./$$g -out ../$${g}_amd64.s -stubs ../$${g}_amd64.go -pkg kernel || exit 1; done
+	cd backend/cpu/kernel/_asm && for g in gemm vector slots quant ring; do go run ./$$g -out ../$${g}_amd64.s -stubs ../$${g}_amd64.go -pkg kernel || exit 1; done
 
 bench: ## the op table and the kernels, medians of go test's benchmarks
 	go test -run '^$$' -bench . ./backend/...

@@ -46,6 +46,10 @@ type nha struct {
 	parts                   []nhaPart // none: tasks are whole heads
 	decays                  []float64 // what the parts share out
 	states, adjoints, aside []float32
+
+	reaches   []nhaReach // of single tokens with long windows
+	reachesOf []int      // where those of each sequence and head begin, and their number
+	reached   []float32  // what they found
 }
 
 func newNHA(pool *kernel.Pool) *nha {
@@ -92,6 +96,7 @@ func (n *nha) run(c *attention.Call, g *attention.Gradients) {
 	if len(n.parts) > 0 {
 		n.runParts()
 	} else {
+		n.reach(c, g)
 		n.phase = nhaHeads
 		n.pool.Run(len(c.Lengths)*c.KVHeads, n)
 	}
@@ -104,13 +109,19 @@ func (n *nha) run(c *attention.Call, g *attention.Gradients) {
 // Do is one kv head of one sequence, or a phase of a part of it.
 func (n *nha) Do(worker, index int) {
 	w, c := &n.workers[worker], n.call
-	if n.phase != nhaHeads {
+	switch n.phase {
+	case nhaHeads:
+		i := index / c.KVHeads
+		w.begin(c, n.grads, i, index%c.KVHeads, n.offsets[i])
+		w.found = n.reaches[n.reachesOf[index]:n.reachesOf[index+1]]
+		w.compute()
+	case nhaReaches:
+		r := &n.reaches[index]
+		w.begin(c, nil, r.index, r.head, n.offsets[r.index])
+		w.reach(r)
+	default:
 		n.doPart(w, index)
-		return
 	}
-	i := index / c.KVHeads
-	w.begin(c, n.grads, i, index%c.KVHeads, n.offsets[i])
-	w.compute()
 }
 
 func (w *nhaWorker) compute() {
@@ -146,6 +157,7 @@ type nhaHead struct {
 	part     *nhaPart // nil: the whole head
 	from, to int      // its tokens e
 	owned    int      // from here on gradients go where they belong, else aside
+	found    []nhaReach
 	decay    []float64
 
 	ring, dRing                    ring // the initial state's, and its gradient's
@@ -185,12 +197,14 @@ type nhaWorker struct {
 	reads, dWeights          kernel.Matrix // Vs . dO, and gradients of the slot logits
 	dScores                  kernel.Matrix
 	inner                    []float32 // dO . o of a row
+	widenedKey, widenedValue []float32 // one row of a ring in half precision
+	stretch                  []float32 // a few rows of a ring, turned or widened
 	keep                     []float32
 	walk                     []float32     // slots on their way through a chunk
 	keyMiddle, valueMiddle   kernel.Matrix // and where its second half begins
 	states                   []float32     // at the chunk starts of a stretch
 	marks                    []float32     // at the stretch starts
-	buffers                  [32][]float32
+	buffers                  [40][]float32
 	bufferCount              int
 }
 
@@ -225,6 +239,7 @@ func (w *nhaWorker) begin(c *attention.Call, g *attention.Gradients, index, head
 	w.keyWidth, w.valueWidth = roundUp(c.KeyDim, kernel.TileColumns), roundUp(c.ValueDim, kernel.TileColumns)
 	w.slotWidth = roundUp(c.Slots, kernel.SlotUnit)
 	w.bufferCount = 0
+	w.widenedKey, w.widenedValue = w.floats(c.KeyDim), w.floats(c.ValueDim)
 }
 
 func roundUp(n, unit int) int { return (n + unit - 1) / unit * unit }
@@ -276,19 +291,27 @@ func (w *nhaWorker) reader(c column, r int) []float32 {
 	return c.data[from : from+width]
 }
 
-// key, value and gate are token e's, of the ring or of the call.
+// key, value and gate are token e's, of the ring or of the call; those of a ring in half precision are good until the next.
 func (w *nhaWorker) key(e int) []float32 {
-	if e < w.held {
-		return w.ring.key(e)
+	switch {
+	case e >= w.held:
+		return w.k.row(e - w.held)
+	case w.ring.keys16 != nil:
+		kernel.WidenF16(w.widenedKey, rowOf(w.ring.keys16, w.ring.row(e), w.KeyDim))
+		return w.widenedKey
 	}
-	return w.k.row(e - w.held)
+	return w.ring.key(e)
 }
 
 func (w *nhaWorker) value(e int) []float32 {
-	if e < w.held {
-		return w.ring.value(e)
+	switch {
+	case e >= w.held:
+		return w.v.row(e - w.held)
+	case w.ring.values16 != nil:
+		kernel.WidenF16(w.widenedValue, rowOf(w.ring.values16, w.ring.row(e), w.ValueDim))
+		return w.widenedValue
 	}
-	return w.v.row(e - w.held)
+	return w.ring.value(e)
 }
 
 // gate writes token e's log forget factors and write strengths.

@@ -20,12 +20,14 @@ func TestNHADoesNotAllocate(t *testing.T) {
 		s := attention.NewState(step.Config, tensor.F32)
 		step.Initial, step.Final = append(step.Initial, s), append(step.Final, s)
 	}
+	long, _ := stepCalls(attention.Config{QueryHeads: 4, KVHeads: 2, KeyDim: 32, ValueDim: 32, Window: 600, Scale: 1}, []int{2000, 100}, tensor.F16)
 	for name, f := range map[string]func(){
 		"forward":           func() { n.Forward(c) },
 		"backward":          func() { n.Backward(c, g) },
 		"forward in parts":  func() { n.Forward(cut) },
 		"backward in parts": func() { n.Backward(cut, cutG) },
 		"step":              func() { n.Forward(step) },
+		"step of reaches":   func() { n.Forward(long) },
 	} {
 		for range 8 {
 			f() // both workers must have met the work

@@ -49,6 +49,7 @@ type nhaPhase uint8
 
 const (
 	nhaHeads    nhaPhase = iota // whole heads, one a task
+	nhaReaches                  // a stretch of a single token's window
 	nhaSweep                    // C and D of every part, a head's last only for the final state
 	nhaAdjoints                 // E and D of every part but a head's first
 	nhaCompute

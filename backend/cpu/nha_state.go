@@ -10,9 +10,10 @@ import (
 
 // Decode states (SPEC 1.1) as the operator reads and leaves them.
 
-// A ring is one kv head's rows of a state's ring; the zero ring holds nothing.
+// A ring is one kv head's rows of a state's ring; the zero ring holds nothing. Keys and values are float32 or half precision.
 type ring struct {
 	keys, values, gates     []float32
+	keys16, values16        []uint16 // instead of keys and values
 	start, rows             int
 	keyDim, valueDim, slots int
 }
@@ -21,17 +22,17 @@ func (w *nhaWorker) ringOf(s *attention.State) ring {
 	if s == nil || s.Capacity() == 0 {
 		return ring{}
 	}
-	head := func(t tensor.Tensor, width int) []float32 {
-		if !t.Present() {
-			return nil
-		}
-		n := s.Capacity() * width
-		return t.F32()[w.head*n : (w.head+1)*n]
+	r := ring{start: s.Start, rows: s.Capacity(), keyDim: w.KeyDim, valueDim: w.ValueDim, slots: w.Slots}
+	keys, values, gates := r.rows*w.KeyDim, r.rows*w.ValueDim, r.rows*w.Slots
+	if s.Keys.DType == tensor.F16 {
+		r.keys16, r.values16 = s.Keys.U16()[w.head*keys:(w.head+1)*keys], s.Values.U16()[w.head*values:(w.head+1)*values]
+	} else {
+		r.keys, r.values = s.Keys.F32()[w.head*keys:(w.head+1)*keys], s.Values.F32()[w.head*values:(w.head+1)*values]
 	}
-	return ring{
-		head(s.Keys, w.KeyDim), head(s.Values, w.ValueDim), head(s.LogGates, w.Slots),
-		s.Start, s.Capacity(), w.KeyDim, w.ValueDim, w.Slots,
+	if w.Slots > 0 {
+		r.gates = s.LogGates.F32()[w.head*gates : (w.head+1)*gates]
 	}
+	return r
 }
 
 // row is where the i-th oldest token lies.
@@ -42,11 +43,23 @@ func (r *ring) row(i int) int {
 	return i
 }
 
+// key and value are of a float32 ring.
 func (r *ring) key(i int) []float32   { return rowOf(r.keys, r.row(i), r.keyDim) }
 func (r *ring) value(i int) []float32 { return rowOf(r.values, r.row(i), r.valueDim) }
 func (r *ring) gate(i int) []float32  { return rowOf(r.gates, r.row(i), r.slots) }
 
-func rowOf(x []float32, i, width int) []float32 { return x[i*width : (i+1)*width] }
+func rowOf[E any](x []E, i, width int) []E { return x[i*width : (i+1)*width] }
+
+// store writes a token to a row.
+func (r *ring) store(row int, key, value []float32) {
+	if r.keys16 != nil {
+		kernel.NarrowF16(rowOf(r.keys16, row, r.keyDim), key)
+		kernel.NarrowF16(rowOf(r.values16, row, r.valueDim), value)
+		return
+	}
+	copy(rowOf(r.keys, row, r.keyDim), key)
+	copy(rowOf(r.values, row, r.valueDim), value)
+}
 
 // writeStrength is s = -expm1(log a), by its series where 1 - a would cancel.
 func writeStrength(logA float32) float32 {
@@ -152,8 +165,7 @@ func (w *nhaWorker) storeRing(final *attention.State) {
 	to := w.ringOf(final)
 	for e := oldest; e < w.all(); e++ {
 		row := (e + shift) % rows
-		copy(rowOf(to.keys, row, w.KeyDim), w.key(e))
-		copy(rowOf(to.values, row, w.ValueDim), w.value(e))
+		to.store(row, w.key(e), w.value(e))
 		switch {
 		case w.Slots == 0:
 		case e < w.held:

@@ -3,15 +3,192 @@ package cpu
 import (
 	"math"
 
+	"nha/attention"
 	"nha/backend/cpu/kernel"
 )
 
-// step is the operator for one token, the decode step (SPEC 1.1): the ring is read where it lies, row by row, and slots that need
-// no padding are updated in place. Pushing the token comes last, as its row may hold the one that leaves.
+// step is the operator for one token, the decode step (SPEC 1.1). Slots that need no padding are updated in place. Pushing the token
+// comes last, as its row may hold the one that leaves.
+//
+// The window is read as flash decoding does it: every reach of stepReach tokens gives all query heads of the kv head a maximum m, a sum
+// l of e^(logit - m) and outputs weighted so, and those meet under one softmax with the slots',
+//
+//	M = max m    L = sum e^(m - M) l    o = sum e^(m - M) o / L
+//
+// Reaches are the same however the work is shared: a short window's are read by the head's own task, a long one's side by side.
+//
+// The ring keeps keys unrotated. A few of them are turned together, by positions that count from the first, and the query by its
+// distance to that: logits depend on differences alone, and the tables for the keys stay in L1. Floor: keys and values once, 512
+// bytes a token and kv head at K = V = 64 in float32, 256 in half precision; turning, products and exponentials cost three query heads
+// some 40 cycles.
+
+const (
+	stepReach = 256 // tokens
+	stepTurn  = 32  // tokens turned or widened together: 8 KB at K = 64
+	stepRoom  = 3   // columns that kernel.Dots may write behind its own
+)
+
+// nhaReach is tokens [from, to) as a single token of a sequence sees them in one kv head.
+type nhaReach struct {
+	index, head, from, to int
+	top, sum              []float32     // [group]
+	o                     kernel.Matrix // [group, V]
+}
+
+// reach cuts long windows of single tokens into reaches, and reads them.
+func (n *nha) reach(c *attention.Call, g *attention.Gradients) {
+	n.reaches, n.reachesOf = n.reaches[:0], n.reachesOf[:0]
+	for i, tokens := range c.Lengths {
+		s := stateOf(c.Initial, i)
+		long := tokens == 1 && g == nil && n.pool.Threads() > 1 && s != nil && min(s.Count+1, c.Window) > stepReach
+		for head := range c.KVHeads {
+			n.reachesOf = append(n.reachesOf, len(n.reaches))
+			for from := 0; long && from <= s.Count; from += stepReach {
+				from = max(from, s.Count+1-c.Window)
+				n.reaches = append(n.reaches, nhaReach{index: i, head: head, from: from, to: min(from+stepReach, s.Count+1)})
+			}
+		}
+	}
+	n.reachesOf = append(n.reachesOf, len(n.reaches))
+	if len(n.reaches) == 0 {
+		return
+	}
+	group := c.Group()
+	size := reachSize(group, roundUp(c.ValueDim, kernel.TileColumns))
+	if cap(n.reached) < len(n.reaches)*size {
+		n.reached = make([]float32, len(n.reaches)*size)
+	}
+	for i := range n.reaches {
+		n.reaches[i].place(n.reached[i*size:(i+1)*size], group)
+	}
+	n.phase = nhaReaches
+	n.pool.Run(len(n.reaches), n)
+}
+
+// reachSize is the memory of a reach. The next one's lies in other cache lines.
+func reachSize(group, valueWidth int) int { return roundUp(group*(2+valueWidth), 16) }
+
+// place lays out a reach in memory.
+func (r *nhaReach) place(memory []float32, group int) {
+	rest := memory[2*group:]
+	r.top, r.sum, r.o = memory[:group], memory[group:2*group], kernel.Matrix{Data: rest, Stride: len(rest) / group}
+}
+
+// startReach takes the scratch for reaches.
+func (w *nhaWorker) startReach() {
+	w.q, w.rq = w.matrix(w.group, w.keyWidth), w.matrix(w.group, w.keyWidth)
+	w.scores = w.matrix(w.group, stepReach+stepRoom)
+	w.stretch = w.floats(stepTurn * max(w.KeyDim, w.ValueDim))
+	w.cos, w.sin = nil, nil
+	if w.Rope != nil && w.Window > 0 {
+		w.cos, w.sin = w.Rope.Table(max(stepTurn, w.held+1))
+	}
+}
+
+func (w *nhaWorker) loadQueries() {
+	for r := range w.group {
+		kernel.Scale(load(w.q, r, w.reader(w.queries, r), w.keyWidth)[:w.KeyDim], float32(w.Scale))
+	}
+}
+
+// reach reads r's tokens.
+func (w *nhaWorker) reach(r *nhaReach) {
+	w.first, w.count = w.held, 1
+	w.startReach()
+	w.loadQueries()
+	w.read(r)
+}
+
+func (w *nhaWorker) read(r *nhaReach) {
+	for u := r.from; u < r.to; {
+		n := w.run(u, r.to)
+		w.score(u, n, u-r.from)
+		u += n
+	}
+	for i := range w.group {
+		p := w.scores.Row(i)[:r.to-r.from]
+		r.top[i] = kernel.Max(p)
+		r.sum[i] = kernel.ExpSum(p, p, r.top[i])
+	}
+	clear(r.o.Data)
+	for u := r.from; u < r.to; {
+		n := w.run(u, r.to)
+		w.weigh(r.o, u, n, u-r.from)
+		u += n
+	}
+}
+
+// run is how many tokens from u on lie together in memory, stepTurn at most, short of to.
+func (w *nhaWorker) run(u, to int) int {
+	if u == w.held {
+		return 1
+	}
+	return min(stepTurn, min(to, w.held)-u, w.ring.rows-w.ring.row(u))
+}
+
+// score writes the logits of n tokens from u on to columns at and up.
+func (w *nhaWorker) score(u, n, at int) {
+	keys, half := w.stretch[:n*w.KeyDim], w.KeyDim/2
+	var wide []float32
+	var narrow []uint16
+	switch from := w.ring.row(u) * w.KeyDim; {
+	case u == w.held:
+		wide = w.k.row(0)
+	case w.ring.keys16 != nil:
+		narrow = w.ring.keys16[from : from+n*w.KeyDim]
+	default:
+		wide = w.ring.keys[from : from+n*w.KeyDim]
+	}
+	queries := w.q
+	switch {
+	case w.Rope != nil:
+		queries = w.rq
+		distance := (w.held - u) * half
+		for r := range w.group {
+			kernel.Rotate(w.rq.Row(r)[:w.KeyDim], w.q.Row(r)[:w.KeyDim], w.cos[distance:distance+half], w.sin[distance:distance+half], false)
+		}
+		if narrow != nil {
+			kernel.RotateRowsF16(keys, narrow, n, w.cos, w.sin)
+		} else {
+			kernel.RotateRows(keys, wide, n, w.cos, w.sin)
+		}
+	case narrow != nil:
+		kernel.WidenF16(keys, narrow)
+	default:
+		keys = wide
+	}
+	to := w.scores
+	to.Data = to.Data[at:]
+	kernel.Dots(w.group, n, w.KeyDim, queries, keys, to)
+}
+
+// weigh adds the values of n tokens from u on under the weights in columns at and up.
+func (w *nhaWorker) weigh(o kernel.Matrix, u, n, at int) {
+	values := w.stretch[:n*w.ValueDim]
+	switch from := w.ring.row(u) * w.ValueDim; {
+	case u == w.held:
+		values = w.v.row(0)
+	case w.ring.values16 != nil:
+		kernel.WidenF16(values, w.ring.values16[from:from+n*w.ValueDim])
+	default:
+		values = w.ring.values[from : from+n*w.ValueDim]
+	}
+	if w.ValueDim%kernel.TileWidth() == 0 {
+		kernel.MatrixTiles(w.group, w.ValueDim, n, w.scores.Data[at:], w.scores.Stride, 1, kernel.Matrix{Data: values, Stride: w.ValueDim}, o, true)
+		return
+	}
+	for i := range n {
+		for r := range w.group {
+			kernel.Axpy(o.Row(r)[:w.ValueDim], w.scores.Row(r)[at+i], values[i*w.ValueDim:(i+1)*w.ValueDim])
+		}
+	}
+}
+
 func (w *nhaWorker) step() {
 	e := w.held
 	final := stateOf(w.call.Final, w.index)
-	w.q, w.rq, w.o = w.matrix(w.group, w.keyWidth), w.matrix(w.group, w.keyWidth), w.matrix(w.group, w.valueWidth)
+	w.startReach()
+	w.o = w.matrix(w.group, w.valueWidth)
 	w.startSlots()
 	inPlace := w.Slots > 0 && final != nil && final == w.initial &&
 		w.KeyDim == w.keyWidth && w.ValueDim == w.valueWidth && w.Slots == w.slotWidth
@@ -22,39 +199,14 @@ func (w *nhaWorker) step() {
 		w.loadSlots()
 	}
 	w.startChunk(e)
-	from := w.windowStart(e)
-	window := w.matrix(w.group, e+1-from)
-	w.stepScores(window, from)
-
 	if w.idle() {
 		clear(w.weights.Data)
 	} else {
 		kernel.SlotRead(w.keyShape(), w.keyState, w.x, w.s, w.q, w.weights)
 	}
-	clear(w.o.Data)
-	for r := range w.group {
-		p, u := w.weights.Row(r)[:w.Slots], window.Row(r)[:e+1-from]
-		top := kernel.Max(u)
-		if w.live(e) {
-			top = max(top, kernel.Max(p))
-		}
-		total, fromSlots := kernel.ExpSum(u, u, top), float32(0)
-		if w.live(e) {
-			fromSlots = kernel.ExpSum(p, p, top)
-		} else {
-			clear(p)
-		}
-		total += fromSlots
-		kernel.Scale(u, 1/total)
-		kernel.Scale(p, 1/total)
-		w.reader(w.lse, r)[0] = top + float32(math.Log(float64(total)))
-		if w.share.data != nil {
-			w.reader(w.share, r)[0] = fromSlots / total
-		}
-	}
-	if w.Window > 0 {
-		w.stepValues(window, from)
-	}
+	w.top, w.sum = w.floats(w.group), w.floats(w.group)
+	w.meetWindow(e)
+	w.meetSlots(e)
 	if !w.idle() {
 		kernel.SlotWrite(w.valueShape(), w.valueState, w.y, w.s, w.weights, w.o)
 	}
@@ -70,53 +222,70 @@ func (w *nhaWorker) step() {
 	}
 }
 
-// stepScores is the token's logits with the window from token from on.
-func (w *nhaWorker) stepScores(to kernel.Matrix, from int) {
+// meetWindow gathers the window's reaches in o, sum and top, the maximum of the slots' logits too.
+func (w *nhaWorker) meetWindow(e int) {
+	clear(w.o.Data)
+	for r := range w.group {
+		w.sum[r], w.top[r] = 0, negativeInfinity
+		if w.live(e) {
+			w.top[r] = kernel.Max(w.weights.Row(r)[:w.Slots])
+		}
+	}
 	if w.Window == 0 {
 		return
 	}
-	w.base, w.cos, w.sin = 0, nil, nil
-	if w.Rope != nil {
-		w.cos, w.sin = w.Rope.Table(w.held + 1)
+	memory := w.floats(reachSize(w.group, w.valueWidth))
+	for i := range w.found {
+		w.meet(&w.found[i])
 	}
-	w.rotateQueries()
-	w.eachStretch(from, func(u, n int, keys, _ []float32) {
-		for r := range w.group {
-			q, out := w.rq.Row(r)[:w.KeyDim], to.Row(r)[u-from:u-from+n]
-			if w.Rope != nil {
-				kernel.RotatedDots(out, keys, w.cos[u*w.KeyDim/2:], w.sin[u*w.KeyDim/2:], q)
-				continue
-			}
-			for i := range out {
-				out[i] = kernel.Dot(keys[i*w.KeyDim:(i+1)*w.KeyDim], q)
-			}
-		}
-	})
+	if len(w.found) > 0 {
+		return
+	}
+	for from := w.windowStart(e); from <= e; from += stepReach {
+		reach := nhaReach{from: from, to: min(from+stepReach, e+1)}
+		reach.place(memory, w.group)
+		w.read(&reach)
+		w.meet(&reach)
+	}
 }
 
-// stepValues adds the window's values under the probabilities p.
-func (w *nhaWorker) stepValues(p kernel.Matrix, from int) {
-	w.eachStretch(from, func(u, n int, _, values []float32) {
-		if w.ValueDim%kernel.TileWidth() == 0 {
-			kernel.MatrixTiles(w.group, w.ValueDim, n, p.Data[u-from:], p.Stride, 1, kernel.Matrix{Data: values, Stride: w.ValueDim}, w.o, true)
-			return
+func (w *nhaWorker) meet(reach *nhaReach) {
+	for r := range w.group {
+		top := max(w.top[r], reach.top[r])
+		before, now := shrink(w.top[r], top), shrink(reach.top[r], top)
+		o := w.o.Row(r)[:w.ValueDim]
+		if w.sum[r] > 0 && before != 1 {
+			kernel.Scale(o, before)
 		}
-		for i := range n {
-			for r := range w.group {
-				kernel.Axpy(w.o.Row(r)[:w.ValueDim], p.Row(r)[u-from+i], values[i*w.ValueDim:(i+1)*w.ValueDim])
-			}
-		}
-	})
+		kernel.Axpy(o, now, reach.o.Row(r)[:w.ValueDim])
+		w.sum[r] = w.sum[r]*before + reach.sum[r]*now
+		w.top[r] = top
+	}
 }
 
-// eachStretch calls f for the tokens from u on that lie together in memory, with their keys and values: two stretches of the ring
-// at most, and the new token.
-func (w *nhaWorker) eachStretch(from int, f func(u, n int, keys, values []float32)) {
-	for u := from; u < w.held; {
-		row := w.ring.row(u)
-		n := min(w.held-u, w.ring.rows-row)
-		f(u, n, w.ring.keys[row*w.KeyDim:(row+n)*w.KeyDim], w.ring.values[row*w.ValueDim:(row+n)*w.ValueDim])
-		u += n
+// shrink is e^(from - to), 1 where they are the same.
+func shrink(from, to float32) float32 {
+	if from == to {
+		return 1
 	}
-	f(w.held, 1, w.k.row(0), w.v.row(0))
+	return float32(math.Exp(float64(from - to)))
+}
+
+// meetSlots turns sums into outputs of the one softmax, slot logits into probabilities.
+func (w *nhaWorker) meetSlots(e int) {
+	for r := range w.group {
+		p, fromSlots := w.weights.Row(r)[:w.Slots], float32(0)
+		if w.live(e) {
+			fromSlots = kernel.ExpSum(p, p, w.top[r])
+		} else {
+			clear(p)
+		}
+		total := w.sum[r] + fromSlots
+		kernel.Scale(p, 1/total)
+		kernel.Scale(w.o.Row(r)[:w.ValueDim], 1/total)
+		w.reader(w.lse, r)[0] = w.top[r] + float32(math.Log(float64(total)))
+		if w.share.data != nil {
+			w.reader(w.share, r)[0] = fromSlots / total
+		}
+	}
 }

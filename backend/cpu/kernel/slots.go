@@ -46,11 +46,10 @@ type slotSet struct {
 	write           func(d SlotShape, state, x, s, p, o Matrix)
 	backward        func(d SlotShape, state, u, x, s, weight, q, dq, dx, da Matrix, keep []float32)
 	softmaxBackward func(d, p, g []float32, inner float32)
-	rotatedDots     func(out, keys, cos, sin, q []float32)
 }
 
 var (
-	slotGeneric = slotSet{slotReadGeneric, slotWriteGeneric, slotBackwardGeneric, softmaxBackwardGeneric, rotatedDotsGeneric}
+	slotGeneric = slotSet{slotReadGeneric, slotWriteGeneric, slotBackwardGeneric, softmaxBackwardGeneric}
 	slots       = slotGeneric
 )
 
@@ -118,7 +117,3 @@ func softmaxBackwardGeneric(d, p, g []float32, inner float32) {
 		d[i] = p[i] * (g[i] - inner)
 	}
 }
-
-// RotatedDots is a query's logits with consecutive keys of a ring: out_i = q . rotate(keys_i), K = len(q) even, the angles of key i
-// in row i of cos and sin [keys, K/2].
-func RotatedDots(out, keys, cos, sin, q []float32) { slots.rotatedDots(out, keys, cos, sin, q) }

@@ -48,8 +48,3 @@ func slotBackwardValuesAVX512(state *float32, stateRow int, u *float32, uRow int
 //
 //go:noescape
 func softmaxBackwardAVX2(d *float32, p *float32, dp *float32, n int, inner float32)
-
-// rotatedDotsAVX2 is RotatedDots for n keys of 2 half columns, half a multiple of 8.
-//
-//go:noescape
-func rotatedDotsAVX2(out *float32, keys *float32, cos *float32, sin *float32, q *float32, n int, half int)

@@ -64,17 +64,3 @@ func slotBackwardGeneric(d SlotShape, state, u, x, s, weight, q, dq, dx, da Matr
 		}
 	}
 }
-
-func rotatedDotsGeneric(out, keys, cos, sin, q []float32) {
-	half := len(q) / 2
-	p, r := q[:half], q[half:]
-	for i := range out {
-		key, c, s := keys[i*2*half:(i+1)*2*half], cos[i*half:(i+1)*half], sin[i*half:(i+1)*half]
-		sum := float32(0)
-		for j := range half {
-			k, l := key[j], key[j+half]
-			sum += c[j]*(k*p[j]+l*r[j]) + s[j]*(k*r[j]-l*p[j])
-		}
-		out[i] = sum
-	}
-}

@@ -9,14 +9,12 @@ func init() {
 		slots = slotSet{
 			read: slotReadBy(slotReadAVX2, 16), write: slotWriteBy(slotWriteAVX2, 16),
 			backward: slotBackwardBy(slotBackwardKeysAVX2, slotBackwardValuesAVX2, 16), softmaxBackward: softmaxBackwardVector,
-			rotatedDots: rotatedDotsVector,
 		}
 	})
 	register("avx512", func() {
 		slots = slotSet{
 			read: slotReadBy(slotReadAVX512, 32), write: slotWriteBy(slotWriteAVX512, 32),
 			backward: slotBackwardBy(slotBackwardKeysAVX512, slotBackwardValuesAVX512, 32), softmaxBackward: softmaxBackwardVector,
-			rotatedDots: rotatedDotsVector,
 		}
 	})
 }
@@ -74,13 +72,4 @@ func softmaxBackwardVector(d, p, g []float32, inner float32) {
 	if len(d) > 0 {
 		softmaxBackwardAVX2(&d[0], &p[0], &g[0], len(d), inner)
 	}
-}
-
-func rotatedDotsVector(out, keys, cos, sin, q []float32) {
-	half := len(q) / 2
-	if half%8 != 0 || len(out) == 0 {
-		rotatedDotsGeneric(out, keys, cos, sin, q)
-		return
-	}
-	rotatedDotsAVX2(&out[0], &keys[0], &cos[0], &sin[0], &q[0], len(out), half)
 }

@@ -194,42 +194,6 @@ func TestSoftmaxBackward(t *testing.T) {
 	}
 }
 
-func TestRotatedDots(t *testing.T) {
-	active := Active()
-	defer Use(active)
-	rng := rand.New(rand.NewPCG(4, 2))
-	draw := func(n int) []float32 {
-		x := make([]float32, n)
-		for i := range x {
-			x[i] = float32(rng.NormFloat64())
-		}
-		return x
-	}
-	for _, name := range Available() {
-		if err := Use(name); err != nil {
-			t.Fatal(err)
-		}
-		for _, d := range []struct{ keys, dim int }{{0, 16}, {1, 2}, {3, 16}, {5, 24}, {64, 64}, {7, 128}} {
-			keys, q, angles := draw(d.keys*d.dim), draw(d.dim), draw(d.keys*d.dim/2)
-			cos, sin, out := make([]float32, len(angles)), make([]float32, len(angles)), make([]float32, d.keys)
-			for i, a := range angles {
-				cos[i], sin[i] = float32(math.Cos(float64(a))), float32(math.Sin(float64(a)))
-			}
-			RotatedDots(out, keys, cos, sin, q)
-			for i, got := range out {
-				want, h := 0.0, d.dim/2
-				for j := range h {
-					k, l, a := float64(keys[i*d.dim+j]), float64(keys[i*d.dim+j+h]), float64(angles[i*h+j])
-					want += (k*math.Cos(a)-l*math.Sin(a))*float64(q[j]) + (l*math.Cos(a)+k*math.Sin(a))*float64(q[j+h])
-				}
-				if math.Abs(float64(got)-want) > 2e-5 {
-					t.Errorf("%s, %v, key %d: %v, want %v", name, d, i, got, want)
-				}
-			}
-		}
-	}
-}
-
 func BenchmarkSlots(b *testing.B) {
 	Active()
 	for _, tokens := range []int{16, 32, 64} {

@@ -40,7 +40,6 @@ func main() {
 		s.backward("Values", false)
 	}
 	softmaxBackward()
-	rotatedDots()
 	Generate()
 }
 
@@ -436,58 +435,6 @@ func softmaxBackward() {
 	DECQ(n)
 	JNE(LabelRef("one"))
 	Label("done")
-	VZEROUPPER()
-	RET()
-}
-
-// rotatedDots reads each key once: with its halves k and l, those of the query p and q, and the angle's c and s,
-//
-//	rotate(k, l) . (p, q) = c (k p + l q) + s (k q - l p)
-func rotatedDots() {
-	TEXT("rotatedDotsAVX2", NOSPLIT, "func(out, keys, cos, sin, q *float32, n, half int)")
-	Doc("rotatedDotsAVX2 is RotatedDots for n keys of 2 half columns, half a multiple of 8.")
-	Pragma("noescape")
-	out, key, cos, sin, n := pointer("out"), pointer("keys"), pointer("cos"), pointer("sin"), pointer("n")
-	half := pointer("half")
-	SHLQ(U8(2), half) // in bytes
-	Label("key")
-	straight, crossed := YMM(), YMM()
-	VXORPS(straight, straight, straight)
-	VXORPS(crossed, crossed, crossed)
-	q, left := pointer("q"), GP64()
-	MOVQ(half, left)
-	Label("columns")
-	other := func(p reg.Register) Mem { return Mem{Base: p, Index: half, Scale: 1} }
-	k, l, p, r, t, u := YMM(), YMM(), YMM(), YMM(), YMM(), YMM()
-	VMOVUPS(at(key, 0), k)
-	VMOVUPS(other(key), l)
-	VMOVUPS(at(q, 0), p)
-	VMOVUPS(other(q), r)
-	VMULPS(p, k, t)
-	VMULPS(r, k, u)
-	VFMADD231PS(r, l, t)
-	VFNMADD231PS(p, l, u)
-	VFMADD231PS(at(cos, 0), t, straight)
-	VFMADD231PS(at(sin, 0), u, crossed)
-	for _, p := range []reg.Register{key, q, cos, sin} {
-		ADDQ(U8(32), p)
-	}
-	SUBQ(U8(32), left)
-	JNE(LabelRef("columns"))
-	ADDQ(half, key)
-	VADDPS(crossed, straight, straight)
-	high := XMM()
-	VEXTRACTF128(U8(1), straight, high)
-	low := straight.AsX()
-	VADDPS(high, low, low)
-	VMOVHLPS(low, low, high)
-	VADDPS(high, low, low)
-	VMOVSHDUP(low, high)
-	VADDSS(high, low, low)
-	VMOVSS(low, at(out, 0))
-	ADDQ(U8(4), out)
-	DECQ(n)
-	JNE(LabelRef("key"))
 	VZEROUPPER()
 	RET()
 }
