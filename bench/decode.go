@@ -105,7 +105,7 @@ func (o *Decode) load(b backend.Backend, dtype string) (m *model.Model, clean fu
 		if m, err = model.Load(o.Model, b, model.LoadOptions{Windows: o.Size.Windows}); err != nil {
 			return nil, nil, err
 		}
-		if want, _ := tensor.ParseDType(dtype); dtype == "" || m.Parameters()[0].Value.DType == want {
+		if want, _ := tensor.ParseDType(dtype); dtype == "" || m.Tensors()[0].Value.DType == want {
 			return m, func() { m.Close() }, nil
 		}
 	} else {
@@ -141,7 +141,7 @@ func (o *Decode) measure(ctx context.Context, b backend.Backend, m *model.Model,
 	if err := fits(fmt.Sprintf("the state of %d sessions at depth %d", batch, depth), float64(batch)*perSession/4); err != nil {
 		return DecodeResult{}, err
 	}
-	row := DecodeResult{Backend: b.Name(), Model: o.Model, DType: dtypeName(m.Parameters()[0].Value.DType), Batch: batch, Depth: depth}
+	row := DecodeResult{Backend: b.Name(), Model: o.Model, DType: dtypeName(m.Tensors()[0].Value.DType), Batch: batch, Depth: depth}
 	if b.Name() == "cpu" {
 		settle()
 		row.Bandwidth = readBandwidth(cmp.Or(o.stream, streamBytes), 10)
@@ -165,7 +165,7 @@ func (o *Decode) measure(ctx context.Context, b backend.Backend, m *model.Model,
 // weightBytes is the weights that a step reads: all but an embedding that is no head, of which a step reads a row.
 func weightBytes(m *model.Model) int {
 	n := 0
-	for i, p := range m.Parameters() {
+	for i, p := range m.Tensors() {
 		if i > 0 || m.Config.TieWordEmbeddings { // the embedding comes first
 			n += p.Value.Len() * p.Value.DType.Size()
 		}

@@ -90,7 +90,7 @@ func (o *Prefill) measure(ctx context.Context, b backend.Backend, m *model.Model
 	if err != nil {
 		return PrefillResult{}, err
 	}
-	row := PrefillResult{Backend: b.Name(), Model: o.Model, DType: dtypeName(m.Parameters()[0].Value.DType), Tokens: tokens, MS: seconds * 1e3,
+	row := PrefillResult{Backend: b.Name(), Model: o.Model, DType: dtypeName(m.Tensors()[0].Value.DType), Tokens: tokens, MS: seconds * 1e3,
 		TokensPerSecond: float64(tokens) / seconds, StateBytes: p.state.Bytes()}
 	row.ResidentBytes, _, _ = resident()
 	return row, nil

@@ -39,7 +39,7 @@ func New(c Config, b backend.Backend, init Init) (*Model, error) {
 	if init.EmbeddingStd == 0 {
 		init.EmbeddingStd = init.Std
 	}
-	m := allocate(c, b, true)
+	m := allocate(c, b, LoadOptions{Train: true})
 	specs := c.Specs()
 	// Drawn side by side, a few ahead of the one that is written.
 	drawn := make([]chan tensor.Tensor, len(specs))
@@ -63,14 +63,14 @@ func New(c Config, b backend.Backend, init Init) (*Model, error) {
 // write sets a parameter, with its master where there is one.
 func (m *Model) write(p Parameter, x tensor.Tensor) {
 	m.b.Write(p.Value.Tensor, x)
-	if m.master.Present() {
+	if m.master.Present() && p.Value.Gradient.Present() {
 		m.b.Write(m.master.At(p.Offset, p.Value.Shape), x)
 	}
 }
 
 // exact is a parameter with all its digits: the master where there is one.
 func (m *Model) exact(p Parameter) tensor.Tensor {
-	if m.master.Present() {
+	if m.master.Present() && p.Value.Gradient.Present() {
 		return m.master.At(p.Offset, p.Value.Shape)
 	}
 	return p.Value.Tensor
@@ -111,35 +111,46 @@ func (in Init) start(c *Config, s weights.Spec) tensor.Tensor {
 // align keeps every parameter's start in the flat buffers on a cache line.
 const align = 16
 
-// allocate builds the model over one flat buffer of parameters and, to train, one of gradients. A backend that computes in 16 bits
-// trains float32 masters, of which the parameters are rounded copies: an update of a thousandth is lost on 8 bits. Gradients of
-// parameters are float32 there too, so that batches that are accumulated lose nothing.
-func allocate(c Config, b backend.Backend, train bool) *Model {
-	total := 0
-	specs := c.Specs()
-	offsets := make([]int, len(specs))
-	for i, s := range specs {
-		offsets[i] = total
-		total += (s.Shape.Len() + align - 1) / align * align
+// allocate builds the model over one flat buffer of parameters, what trains first, and one of gradients for what trains. A backend that computes
+// in 16 bits trains float32 masters, of which the parameters are rounded copies: an update of a thousandth is lost on 8 bits.
+// Gradients of parameters are float32 there too, so that batches that are accumulated lose nothing.
+func allocate(c Config, b backend.Backend, o LoadOptions) *Model {
+	specs := append(c.Specs(), o.LoRA.specs(&c)...)
+	offsets, total, trained := make([]int, len(specs)), 0, 0
+	for _, now := range []bool{true, false} {
+		for i, s := range specs {
+			if _, shared := o.shared(s); !shared && o.trains(s.Name) == now {
+				offsets[i] = total
+				total += (s.Shape.Len() + align - 1) / align * align
+			}
+		}
+		if now {
+			trained = total
+		}
 	}
-	var gradients, master tensor.Tensor
-	data := b.Alloc(b.DType(), tensor.Of(total))
+	m := &Model{Config: c, b: b, data: b.Alloc(b.DType(), tensor.Of(total)), flat: tensor.Of(trained)}
 	switch {
-	case train && b.DType().Size() == 2:
-		gradients, master = b.Alloc(tensor.F32, tensor.Of(total)), b.Alloc(tensor.F32, tensor.Of(total))
-	case train:
-		gradients = b.Alloc(b.DType(), tensor.Of(total))
+	case trained > 0 && b.DType().Size() == 2:
+		m.gradients, m.master = b.Alloc(tensor.F32, m.flat), b.Alloc(tensor.F32, m.flat)
+	case trained > 0:
+		m.gradients = b.Alloc(b.DType(), m.flat)
 	}
 	values := map[string]*autograd.Value{}
-	m := &Model{Config: c, b: b, data: data, gradients: gradients, master: master}
 	for i, s := range specs {
 		var g tensor.Tensor
-		if train {
-			g = gradients.At(offsets[i], s.Shape)
+		v, shared := o.shared(s)
+		if !shared {
+			if o.trains(s.Name) {
+				g = m.gradients.At(offsets[i], s.Shape)
+			}
+			v = autograd.Parameter(m.data.At(offsets[i], s.Shape), g)
 		}
-		v := autograd.Parameter(data.At(offsets[i], s.Shape), g)
 		values[s.Name] = v
-		m.parameters = append(m.parameters, Parameter{Name: s.Name, Value: v, Offset: offsets[i]})
+		p := Parameter{Name: s.Name, Value: v, Offset: offsets[i]}
+		m.tensors = append(m.tensors, p)
+		if g.Present() {
+			m.parameters = append(m.parameters, p)
+		}
 	}
 	m.assemble(values)
 	return m
@@ -155,7 +166,8 @@ func (m *Model) assemble(values map[string]*autograd.Value) {
 	}
 	norm := func(s weights.Spec) nn.RMSNorm { return nn.RMSNorm{Weight: values[s.Name], Epsilon: c.NormEps} }
 	linear := func(s linearSpecs) nn.Linear {
-		return nn.Linear{Weight: values[s.weight.Name], Bias: values[s.bias.Name]}
+		a, b := loraNames(s.weight.Name)
+		return nn.Linear{Weight: values[s.weight.Name], Bias: values[s.bias.Name], A: values[a], B: values[b]}
 	}
 	swiglu := func(s mlpSpecs) nn.SwiGLU {
 		return nn.SwiGLU{Gate: linear(s.gate), Up: linear(s.up), Down: linear(s.down)}
@@ -197,9 +209,9 @@ func (m *Model) SetWindows(w Windows) error {
 	return nil
 }
 
-// Flat is the buffers that hold all parameters and all gradients, for the optimiser: one element of padding or parameter
+// Flat is the buffers that hold the parameters that train and their gradients, for the optimiser: one element of padding or parameter
 // each, in the order and at the offsets of Parameters.
-func (m *Model) Flat() (data, gradients tensor.Tensor) { return m.data, m.gradients }
+func (m *Model) Flat() (data, gradients tensor.Tensor) { return m.data.At(0, m.flat), m.gradients }
 
 // Master is the float32 buffer, laid out as Flat's, of which the parameters are rounded copies; absent where the parameters
 // themselves are what is trained.
@@ -216,7 +228,7 @@ func (m *Model) Hash() string {
 		panic(fmt.Sprintf("model: configuration does not encode: %v", err))
 	}
 	const part = 1024 // elements
-	for _, p := range m.parameters {
+	for _, p := range m.tensors {
 		n := p.Value.Len()
 		for _, from := range []int{0, max(0, n-part)} {
 			piece := tensor.New(tensor.F32, tensor.Of(min(part, n)))

@@ -14,13 +14,6 @@ import (
 	"nha/weights"
 )
 
-// LoadOptions say what a loaded model is for.
-type LoadOptions struct {
-	Train   bool    // allocate gradients, so that it can be trained
-	Windows string  // a pattern that replaces the model's windows (SPEC 2); empty: as stored
-	Hybrid  *Hybrid // makes a hybrid of a pretrained model: its gates are zero, for the caller to set
-}
-
 // Load reads a model: a directory (config.json, model.safetensors or shards). Every tensor must be there, of its shape, and no other
 // (SPEC 4, 12; harmless says which are passed over). A model that is not to be trained reads its weights where they lie in the
 // file when the backend can, in half precision or quantised if they are stored so.
@@ -49,6 +42,9 @@ func (f *files) load(b backend.Backend, o LoadOptions) (*Model, error) {
 		}
 	}
 	specs := f.config.Specs()
+	if o.LoRA.stored(f.source) {
+		specs = append(specs, o.LoRA.specs(&c)...)
+	}
 	if err := f.check(specs); err != nil {
 		return nil, err
 	}
@@ -56,16 +52,22 @@ func (f *files) load(b backend.Backend, o LoadOptions) (*Model, error) {
 	for _, s := range specs {
 		stored[s.Name], _ = f.source.Tensor(s.Name)
 	}
-	if !o.Train && readsInPlace(b) {
+	if !o.Train && o.Share == nil && readsInPlace(b) {
 		m := inPlace(c, stored, b)
 		m.generation, m.closers = f.generation, append(m.closers, f.source.Close)
 		return m, nil
 	}
-	m := allocate(c, b, o.Train)
+	m := allocate(c, b, o)
 	m.generation = f.generation
-	for _, p := range m.parameters {
-		if t, ok := stored[p.Name]; ok { // a new gate is not
+	for _, p := range m.tensors {
+		t, there := stored[p.Name] // a new gate is not
+		if _, shared := o.shared(weights.Spec{Name: p.Name, Shape: p.Value.Shape}); shared {
+			continue
+		}
+		if there {
 			m.write(p, t)
+		} else if start, ok := o.LoRA.start(p); ok {
+			m.write(p, start)
 		}
 	}
 	return m, f.source.Close()
@@ -91,7 +93,7 @@ func inPlace(c Config, stored map[string]tensor.Tensor, b backend.Backend) *Mode
 			t = converted
 		}
 		values[s.Name] = autograd.Parameter(t, tensor.Tensor{})
-		m.parameters = append(m.parameters, Parameter{Name: s.Name, Value: values[s.Name]})
+		m.tensors = append(m.tensors, Parameter{Name: s.Name, Value: values[s.Name]})
 	}
 	m.assemble(values)
 	return m
@@ -118,10 +120,8 @@ func (m *Model) Save(dir string) error {
 		return err
 	}
 	var list []weights.Named
-	for _, p := range m.parameters {
-		host := tensor.New(d, p.Value.Shape)
-		m.b.Read(host, m.exact(p))
-		list = append(list, weights.Named{Name: p.Name, Tensor: host})
+	for _, p := range m.tensors {
+		list = append(list, weights.Named{Name: p.Name, Tensor: m.Host(p, d)})
 	}
 	if err := weights.Write(filepath.Join(dir, weights.FileName), map[string]string{"format": "pt"}, list); err != nil {
 		return err
@@ -143,6 +143,16 @@ func (m *Model) Save(dir string) error {
 	}
 	return writeJSON(filepath.Join(dir, generationName), g)
 }
+
+// Host is a copy of a tensor on the host, rounded to type d from all the digits that the model has.
+func (m *Model) Host(p Parameter, d tensor.DType) tensor.Tensor {
+	host := tensor.New(d, p.Value.Shape)
+	m.b.Read(host, m.exact(p))
+	return host
+}
+
+// Set replaces a tensor's values by those of a host tensor of the same shape. One that is mapped from a file cannot be set: load the model to train.
+func (m *Model) Set(p Parameter, x tensor.Tensor) { m.write(p, x) }
 
 // WriteConfig writes DIR/config.json.
 func WriteConfig(dir string, c *Config) error { return writeJSON(filepath.Join(dir, configName), c) }

@@ -18,21 +18,23 @@ type Model struct {
 	Config Config
 
 	b          backend.Backend
-	parameters []Parameter
+	tensors    []Parameter // all, in checkpoint order
+	parameters []Parameter // those that train
 	embedding  *autograd.Value
 	blocks     []block
 	norm       nn.RMSNorm
 	head       *autograd.Value
 	rope       *attention.Rope
 
-	data, gradients tensor.Tensor // the flat buffers behind all parameters; absent when they lie elsewhere
+	data, gradients tensor.Tensor // the flat buffers behind all tensors and behind the gradients; absent when they lie elsewhere
+	flat            tensor.Shape  // of the part of data that trains
 	master          tensor.Tensor // float32, where data is a rounded copy of it
 	closers         []func() error
 	hash            string
 	generation      []byte // the model's own generation_config.json; nil: none
 }
 
-// Parameter is one trainable tensor by its checkpoint name. Offset is where it starts in the flat buffers, in elements.
+// Parameter is one tensor by its checkpoint name. Offset is where it starts in the flat buffers, in elements.
 type Parameter struct {
 	Name   string
 	Value  *autograd.Value
@@ -68,12 +70,15 @@ type Batch struct {
 // Backend is where the model computes.
 func (m *Model) Backend() backend.Backend { return m.b }
 
-// Parameters lists the trainable tensors in checkpoint order.
+// Tensors lists all tensors in checkpoint order, the embedding first.
+func (m *Model) Tensors() []Parameter { return m.tensors }
+
+// Parameters lists the tensors that train, in checkpoint order; none of a model that was not loaded to train.
 func (m *Model) Parameters() []Parameter { return m.parameters }
 
-// Parameter finds a trainable tensor by its checkpoint name.
+// Parameter finds a tensor by its checkpoint name.
 func (m *Model) Parameter(name string) (Parameter, bool) {
-	for _, p := range m.parameters {
+	for _, p := range m.tensors {
 		if p.Name == name {
 			return p, true
 		}
@@ -117,8 +122,7 @@ func (m *Model) Check(b *Batch) error {
 // Hidden is the normed hidden states before the head, [N, hidden]. The batch must have passed Check. With States and a tape that does not record, the states
 // are advanced in place.
 func (m *Model) Hidden(t *autograd.Tape, b *Batch) *autograd.Value {
-	ids := t.Input(tensor.FromI32(b.Tokens, len(b.Tokens)))
-	x := t.Embed(m.embedding, ids)
+	x := m.Embed(t, b)
 	for i := range m.blocks {
 		mark := t.Mark()
 		before := x
@@ -129,12 +133,51 @@ func (m *Model) Hidden(t *autograd.Tape, b *Batch) *autograd.Value {
 	for i, s := range b.States {
 		s.Position += b.Lengths[i]
 	}
+	return m.Norm(t, x)
+}
+
+// Norm is the last norm, from the residual stream to the hidden states before the head.
+func (m *Model) Norm(t *autograd.Tape, x *autograd.Value) *autograd.Value {
 	return m.norm.Forward(t, x)
+}
+
+// Embed is the residual stream [N, hidden] that enters the first layer.
+func (m *Model) Embed(t *autograd.Tape, b *Batch) *autograd.Value {
+	return t.Embed(m.embedding, t.Input(tensor.FromI32(b.Tokens, len(b.Tokens))))
+}
+
+// Attention is what the attention of one layer adds to the residual stream x [N, hidden], after o_proj; its normed input goes to input, unless
+// that is nil.
+func (m *Model) Attention(t *autograd.Tape, layer int, b *Batch, x *autograd.Value, input func(h *autograd.Value)) *autograd.Value {
+	l := &m.blocks[layer]
+	h := l.attnNorm.Forward(t, x)
+	if input != nil {
+		input(h)
+	}
+	return l.o.Forward(t, l.mix(t, layer, b, h))
+}
+
+// AfterAttention is the rest of a layer: the residual stream x + attention, [N, hidden], and what the MLP adds to it.
+func (m *Model) AfterAttention(t *autograd.Tape, layer int, x, attention *autograd.Value) *autograd.Value {
+	return m.blocks[layer].feed(t, t.Add(x, attention))
 }
 
 // forward maps the residual stream [N, hidden] to the next one.
 func (l *block) forward(t *autograd.Tape, layer int, b *Batch, x *autograd.Value) *autograd.Value {
-	h := l.attnNorm.Forward(t, x)
+	return l.feed(t, l.o.AddTo(t, x, l.mix(t, layer, b, l.attnNorm.Forward(t, x))))
+}
+
+// feed adds the MLP to the residual stream.
+func (l *block) feed(t *autograd.Tape, x *autograd.Value) *autograd.Value {
+	h := l.mlpNorm.Forward(t, x)
+	if l.experts != nil {
+		return l.experts.AddTo(t, x, h)
+	}
+	return l.mlp.AddTo(t, x, h)
+}
+
+// mix is the operator with what belongs to it, [N, Hq*V], from the normed input h; o_proj comes after.
+func (l *block) mix(t *autograd.Tape, layer int, b *Batch, h *autograd.Value) *autograd.Value {
 	q, k, v := l.q.Forward(t, h), l.k.Forward(t, h), l.v.Forward(t, h)
 	var z *autograd.Value
 	if l.gate.Weight != nil {
@@ -153,12 +196,7 @@ func (l *block) forward(t *autograd.Tape, layer int, b *Batch, x *autograd.Value
 	if l.outputNorm.Weight != nil {
 		o = l.outputNorm.Forward(t, t.SiLU(o))
 	}
-	x = l.o.AddTo(t, x, o)
-	h = l.mlpNorm.Forward(t, x)
-	if l.experts != nil {
-		return l.experts.AddTo(t, x, h)
-	}
-	return l.mlp.AddTo(t, x, h)
+	return o
 }
 
 // states is the batch's states of one layer, in place; nil where there are none.

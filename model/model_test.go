@@ -182,7 +182,7 @@ func TestHalfPrecisionInPlace(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				for _, p := range stored.Parameters() {
+				for _, p := range stored.Tensors() {
 					want := b.DType()
 					if strings.HasPrefix(b.Name(), "cpu") && p.Value.Shape.Rank() == 2 {
 						want = d

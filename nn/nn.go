@@ -3,17 +3,22 @@ package nn
 
 import "nha/autograd"
 
-// Linear is y = x W^T + b: weight [out, in], bias [out] or nil.
-type Linear struct{ Weight, Bias *autograd.Value }
+// Linear is y = x W^T + b: weight [out, in], bias [out] or nil. With A [r, in] and B [out, r] it is x (W + B A)^T + b, an update of
+// low rank (Hu et al. 2021) beside a weight that may be frozen.
+type Linear struct{ Weight, Bias, A, B *autograd.Value }
 
 // Forward maps [N, in] to [N, out].
 func (l Linear) Forward(t *autograd.Tape, x *autograd.Value) *autograd.Value {
-	return t.Linear(x, l.Weight, l.Bias, nil)
+	return l.AddTo(t, nil, x)
 }
 
 // AddTo is Forward plus a residual [N, out], in one op.
 func (l Linear) AddTo(t *autograd.Tape, residual, x *autograd.Value) *autograd.Value {
-	return t.Linear(x, l.Weight, l.Bias, residual)
+	y := t.Linear(x, l.Weight, l.Bias, residual)
+	if l.A != nil {
+		y = t.Linear(t.Linear(x, l.A, nil, nil), l.B, nil, y)
+	}
+	return y
 }
 
 // RMSNorm is x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019).
