@@ -14,7 +14,7 @@ import (
 	"nha/weights"
 )
 
-// Load reads a model: a directory (config.json, model.safetensors or shards). Every tensor must be there, of its shape, and no other
+// Load reads a model: a directory (config.json, model.safetensors or shards) or a GGUF file. Every tensor must be there, of its shape, and no other
 // (SPEC 4, 12; harmless says which are passed over). A model that is not to be trained reads its weights where they lie in the
 // file when the backend can, in half precision or quantised if they are stored so.
 func Load(path string, b backend.Backend, o LoadOptions) (*Model, error) {

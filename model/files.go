@@ -25,8 +25,19 @@ type files struct {
 	generation []byte // generation_config.json; nil: none
 }
 
-// open opens a model directory.
+// open opens a model directory or a GGUF file.
 func open(path string) (*files, error) {
+	if weights.IsGGUF(path) {
+		g, err := weights.OpenGGUF(path)
+		if err != nil {
+			return nil, err
+		}
+		f := &files{source: g}
+		if f.config, err = ggufConfig(path, g); err != nil {
+			return nil, errors.Join(err, g.Close())
+		}
+		return f, nil
+	}
 	c, err := ReadConfig(path)
 	if err != nil {
 		return nil, err
@@ -39,8 +50,16 @@ func open(path string) (*files, error) {
 	return f, err
 }
 
-// ReadConfig reads the configuration of a model directory.
+// ReadConfig reads the configuration of a model directory or a GGUF file.
 func ReadConfig(path string) (Config, error) {
+	if weights.IsGGUF(path) {
+		g, err := weights.OpenGGUF(path)
+		if err != nil {
+			return Config{}, err
+		}
+		defer g.Close()
+		return ggufConfig(path, g)
+	}
 	name := filepath.Join(path, configName)
 	data, err := os.ReadFile(name)
 	if err != nil {
@@ -53,8 +72,24 @@ func ReadConfig(path string) (Config, error) {
 	return c, nil
 }
 
+// ggufConfig is the configuration that a GGUF file's metadata amounts to.
+func ggufConfig(path string, g *weights.GGUF) (Config, error) {
+	text, err := g.Config()
+	if err != nil {
+		return Config{}, err
+	}
+	c, err := ParseConfig(text)
+	if err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
 // Exists reports whether path looks like a model.
 func Exists(path string) bool {
+	if weights.IsGGUF(path) {
+		return true
+	}
 	_, err := os.Stat(filepath.Join(path, configName))
 	return err == nil
 }

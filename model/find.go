@@ -11,14 +11,14 @@ import (
 // Hugging Face's tools have already put into their cache ($HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub). Nothing is
 // downloaded.
 func Find(name string) (string, error) {
-	info, err := os.Stat(name)
-	switch {
-	case err == nil && !info.IsDir():
-		return name, nil
-	case err == nil && Exists(name):
-		return name, nil
-	case err == nil:
-		return onlyGGUF(name)
+	if info, err := os.Stat(name); err == nil {
+		switch {
+		case Exists(name):
+			return name, nil
+		case info.IsDir():
+			return onlyGGUF(name)
+		}
+		return "", fmt.Errorf("%s is no GGUF file: give a model directory, a .gguf file, or org/name of a model in the Hugging Face cache", name)
 	}
 	org, model, ok := strings.Cut(name, "/")
 	if !ok || org == "" || model == "" || strings.ContainsAny(name, `\ `) || strings.Contains(model, "/") || strings.HasPrefix(name, ".") {
@@ -79,14 +79,21 @@ func newestSnapshot(repository string) (string, error) {
 
 // onlyGGUF is the .gguf file of a directory without config.json, where there is just one.
 func onlyGGUF(dir string) (string, error) {
-	list, err := filepath.Glob(filepath.Join(dir, "*.gguf"))
-	switch {
-	case err != nil:
+	entries, err := os.ReadDir(dir)
+	if err != nil {
 		return "", err
-	case len(list) == 1:
-		return list[0], nil
-	case len(list) == 0:
+	}
+	var list []string
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".gguf") {
+			list = append(list, filepath.Join(dir, e.Name()))
+		}
+	}
+	switch len(list) {
+	case 0:
 		return "", fmt.Errorf("no model in %s: neither config.json nor a .gguf file", dir)
+	case 1:
+		return list[0], nil
 	}
 	return "", fmt.Errorf("%s holds %d .gguf files: name one of them, such as %s", dir, len(list), list[0])
 }
