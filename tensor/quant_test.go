@@ -1,11 +1,13 @@
 package tensor_test
 
 import (
+	"bytes"
 	"math"
 	"math/rand/v2"
 	"testing"
 
 	"nha/tensor"
+	"nha/weights"
 )
 
 // TestQuantizeRoundTrip: a block encoded and decoded is off by at most half a step, and a second time not at all.
@@ -86,6 +88,40 @@ func TestConvertQuantized(t *testing.T) {
 		tensor.Quantize(want, x)
 		if string(got.Bytes()) != string(want.Bytes()) {
 			t.Errorf("Q8_0 from %v differs from Quantize", from)
+		}
+	}
+}
+
+// TestBlocksTruth: blocks of every type decode, and values encode, as ggml says to the bit (scripts/gguf-truth wrote the file).
+func TestBlocksTruth(t *testing.T) {
+	f, err := weights.Open("testdata/quant.safetensors")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	get := func(name string) tensor.Tensor {
+		x, ok := f.Tensor(name)
+		if !ok {
+			t.Fatalf("no tensor %s", name)
+		}
+		return x
+	}
+	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q5_0, tensor.Q5_1, tensor.Q8_0, tensor.Q4_K, tensor.Q5_K, tensor.Q6_K} {
+		want := get(d.String() + ".values")
+		got := make([]float32, want.Len())
+		tensor.Dequantize(got, tensor.FromBytes(d, want.Shape, get(d.String()+".blocks").Bytes()))
+		for i, x := range want.F32() {
+			if math.Float32bits(got[i]) != math.Float32bits(x) {
+				t.Fatalf("%v: element %d is %v, want %v", d, i, got[i], x)
+			}
+		}
+	}
+	source := get("source")
+	for _, d := range []tensor.DType{tensor.Q8_0, tensor.Q4_0} {
+		got := tensor.New(d, source.Shape)
+		tensor.Quantize(got, source.F32())
+		if !bytes.Equal(got.Bytes(), get(d.String()+".encoded").Bytes()) {
+			t.Errorf("%v is encoded to other bytes", d)
 		}
 	}
 }
