@@ -1,4 +1,3 @@
-// Package eval is the tasks that models are measured on, by the protocols the field uses.
 package eval
 
 import (
