@@ -72,15 +72,15 @@ func (t *Tape) Distill(hidden, weight, targets *Value, teacher Teacher, nllScale
 	return nll, kl
 }
 
-// SquaredError is sum_j (y[r,j] - target[r,j])^2 for every row; the gradient is that of scale times their sum, formed at once.
-func (t *Tape) SquaredError(y *Value, target tensor.Tensor, scale float64) *Value {
+// SquaredError is weight sum_j (y[r,j] - target[r,j])^2 for every row; the gradient is that of scale times their sum, formed at once.
+func (t *Tape) SquaredError(y *Value, target tensor.Tensor, weight, scale float64) *Value {
 	losses := t.of(t.statistic(), tensor.Of(y.Rows()))
 	r := t.record(func(*Tape, *record) {}, t.node(), y)
 	dy := t.gradient(y)
 	if !dy.Present() {
 		dy = backend.Gradient{Tensor: t.scratch(r, 0, y.DType, y.Shape)}
 	}
-	backend.SquaredError(t.b, losses.Tensor, dy, y.Tensor, target, scale)
+	backend.SquaredError(t.b, losses.Tensor, dy, y.Tensor, target, weight, scale)
 	t.releaseSaved(r)
 	return losses
 }

@@ -40,9 +40,9 @@ func TestTeacherGradients(t *testing.T) {
 			return 0.5*t.Sum(nll) + 0.25*t.Sum(kl)
 		},
 		"squared error": func(t *Tape, h, w *Value) float64 {
-			return 0.3 * t.Sum(t.SquaredError(t.Linear(h, w, nil, nil), tensor.FromF64(make([]float64, n*vocabulary), n, vocabulary), 0.3))
+			return 0.3 * t.Sum(t.SquaredError(t.Linear(h, w, nil, nil), tensor.FromF64(make([]float64, n*vocabulary), n, vocabulary), 0.7, 0.3))
 		},
-		"squared error of a leaf": func(t *Tape, h, w *Value) float64 { return 0.3 * t.Sum(t.SquaredError(h, target, 0.3)) },
+		"squared error of a leaf": func(t *Tape, h, w *Value) float64 { return 0.3 * t.Sum(t.SquaredError(h, target, 0.7, 0.3)) },
 	} {
 		tape := New(b)
 		h, w := Parameter(hidden, tensor.New(tensor.F64, hidden.Shape)), Parameter(head, tensor.New(tensor.F64, head.Shape))

@@ -125,8 +125,8 @@ type Distillation interface {
 	//
 	//	q_rest = 1 - sum_listed q_i,   kl = sum_listed q_i log(q_i / p_i) + q_rest log(q_rest / p_rest)
 	DistillTop(nll, kl, logits, logq, ids, targets tensor.Tensor, nllScale, klScale float64)
-	// SquaredError is loss[r] = sum_j (y[r,j] - target[r,j])^2 and the gradient 2 scale (y - target).
-	SquaredError(loss tensor.Tensor, dy Gradient, y, target tensor.Tensor, scale float64)
+	// SquaredError is loss[r] = weight sum_j (y[r,j] - target[r,j])^2 and the gradient of scale times that.
+	SquaredError(loss tensor.Tensor, dy Gradient, y, target tensor.Tensor, weight, scale float64)
 }
 
 // AdamW is one step of decoupled Adam for one group of parameters (Loshchilov and Hutter 2019), counted from Step 1.

@@ -139,9 +139,9 @@ func DistillTop(b Backend, nll, kl, logits, logq, ids, targets tensor.Tensor, nl
 }
 
 // SquaredError is the op squared_error.
-func SquaredError(b Backend, loss tensor.Tensor, dy Gradient, y, target tensor.Tensor, scale float64) {
+func SquaredError(b Backend, loss tensor.Tensor, dy Gradient, y, target tensor.Tensor, weight, scale float64) {
 	require(loss.Len() == y.Rows() && dy.Len() == y.Len() && target.Len() == y.Len(), "squared_error", loss, dy.Tensor, y, target)
-	b.SquaredError(loss, dy, y, target, scale)
+	b.SquaredError(loss, dy, y, target, weight, scale)
 }
 
 // ApplyAdamW is the op adamw.

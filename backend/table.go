@@ -25,7 +25,7 @@ var Table = []Spec{
 	{"cross_entropy", "logits [N vocabulary] F, targets [N] I32, scale", "loss [N] F, gradient in place of logits", "logits"},
 	{"distill", "logits, teacher [N vocabulary] F, targets [N] I32, scales", "nll, kl [N] F, gradient in place of logits", "logits"},
 	{"distill_top", "logits [N vocabulary] F, logq [N k] F, ids [N k] I32, targets [N] I32, scales", "nll, kl [N] F, gradient in place of logits", "logits"},
-	{"squared_error", "y, target [N D] F, scale", "loss [N] F, dy [N D] F, written or added", "y"},
+	{"squared_error", "y, target [N D] F, weight, scale", "loss [N] F, dy [N D] F, written or added", "y"},
 	{"sum", "x F", "float64", "none"},
 	{"sum_squares", "x F", "float64", "none"},
 	{"adamw", "p, g, m, v F, step", "p, m, v in place", "none"},

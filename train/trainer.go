@@ -21,15 +21,21 @@ type Source interface {
 	Restore(json.RawMessage) error
 }
 
+// Objective is what training makes small, for one batch: losses whose sum, over the tokens with a target, is the loss. When the tape
+// records, the gradient of scale times that sum is ready for Backward. A model's own is the next token's negative log-likelihood.
+type Objective func(t *autograd.Tape, b *model.Batch, scale float64) []*autograd.Value
+
 // Trainer does optimiser steps on a model.
 type Trainer struct {
 	model     *model.Model
+	objective Objective
 	settings  Settings
 	source    Source
 	tape      *autograd.Tape
 	optimizer *optimizer
-	batches   []model.Batch // of one step
-	losses    tensor.Tensor // of its tokens
+	batches   []model.Batch      // of one step
+	losses    tensor.Tensor      // of the step
+	own       [1]*autograd.Value // scratch of the model's own objective
 	progress  progress
 	compiled  bool
 
@@ -90,8 +96,15 @@ func NewTrainer(m *model.Model, s Settings, source Source) (*Trainer, error) {
 	}
 	t := &Trainer{model: m, settings: s, source: source, tape: autograd.New(m.Backend()), optimizer: o, batches: make([]model.Batch, s.Accumulation)}
 	t.tape.SetRecompute(s.recompute(m))
+	t.objective = func(tape *autograd.Tape, b *model.Batch, scale float64) []*autograd.Value {
+		t.own[0], _ = m.Losses(tape, b, scale)
+		return t.own[:]
+	}
 	return t, nil
 }
+
+// SetObjective replaces the model's own loss.
+func (t *Trainer) SetObjective(o Objective) { t.objective = o }
 
 // Close gives the memory of activations and moments back.
 func (t *Trainer) Close() {
@@ -128,9 +141,9 @@ func (t *Trainer) Step() (Stats, error) {
 	if err := t.compile(&s); err != nil {
 		return s, err
 	}
-	t.gradient(&s)
+	n := t.gradient(&s)
 	// A device has been given all its work up to here; now the host waits, once a step.
-	sum := t.model.Backend().Sum(t.losses.Narrow(0, s.Tokens))
+	sum := t.model.Backend().Sum(t.losses.Narrow(0, n))
 	loss, norm := sum/float64(s.Predicted), math.Sqrt(t.optimizer.squaredNorm())
 	s.Loss, s.GradientNorm, s.Skipped = Number(loss), Number(norm), !finite(loss) || !finite(norm)
 
@@ -153,25 +166,36 @@ func (t *Trainer) Step() (Stats, error) {
 	return s, nil
 }
 
-// gradient is forward and backward of all the step's batches; their tokens' losses come side by side.
-func (t *Trainer) gradient(s *Stats) {
+// gradient is forward and backward of all the step's batches; their losses come side by side, so many.
+func (t *Trainer) gradient(s *Stats) int {
 	b := t.model.Backend()
 	t.optimizer.begin()
 	at := 0
 	for i := range t.batches {
 		t.tape.Reset()
-		losses, _ := t.model.Losses(t.tape, &t.batches[i], 1/float64(s.Predicted))
-		if t.losses.Len() < s.Tokens {
-			if t.losses.Present() {
-				b.Free(t.losses)
-			}
-			t.losses = b.Alloc(losses.DType, tensor.Of(s.Tokens))
-		}
+		losses := t.objective(t.tape, &t.batches[i], 1/float64(s.Predicted))
 		t.tape.Backward()
-		b.Copy(t.losses.Narrow(at, at+losses.Len()), losses.Tensor)
-		at += losses.Len()
+		for _, l := range losses {
+			t.room(at+l.Len(), l.DType)
+			b.Copy(t.losses.Narrow(at, at+l.Len()), l.Tensor)
+			at += l.Len()
+		}
 	}
 	t.tape.Reset()
+	return at
+}
+
+// room makes the buffer of losses hold so many, and keeps what it holds.
+func (t *Trainer) room(n int, d tensor.DType) {
+	if t.losses.Len() >= n {
+		return
+	}
+	b, old := t.model.Backend(), t.losses
+	t.losses = b.Alloc(d, tensor.Of(max(n, 2*old.Len())))
+	if old.Present() {
+		b.Copy(t.losses.Narrow(0, old.Len()), old)
+		b.Free(old)
+	}
 }
 
 // compile has a backend that compiles kernels compile those of a step together, before the first. Nothing is computed.
@@ -182,8 +206,8 @@ func (t *Trainer) compile(s *Stats) error {
 	}
 	t.compiled = true
 	return c.Compile(func() {
-		t.gradient(s)
-		t.model.Backend().Sum(t.losses.Narrow(0, s.Tokens))
+		n := t.gradient(s)
+		t.model.Backend().Sum(t.losses.Narrow(0, n))
 		t.optimizer.squaredNorm()
 		t.optimizer.apply(1, 0, 0)
 	}, t.Compiling)

@@ -36,7 +36,7 @@ func (t *distillTask) Do(_, i int) {
 		case distillTop:
 			t.nll[r], t.kl[r] = kernel.DistillTopRow(t.logits[r*n:(r+1)*n], t.teacher[r*k:(r+1)*k], t.ids[r*k:(r+1)*k], t.targets[r], t.nllScale, t.scale)
 		case squaredError:
-			t.nll[r] = kernel.SquaredErrorRow(t.dy[r*n:(r+1)*n], t.y[r*n:(r+1)*n], t.teacher[r*n:(r+1)*n], t.scale, t.add)
+			t.nll[r] = kernel.SquaredErrorRow(t.dy[r*n:(r+1)*n], t.y[r*n:(r+1)*n], t.teacher[r*n:(r+1)*n], t.nllScale, t.scale, t.add)
 		}
 	}
 }
@@ -61,6 +61,6 @@ func (b *Backend) DistillTop(nll, kl, logits, logq, ids, targets tensor.Tensor, 
 		ids: ids.I32(), targets: targets.I32(), nllScale: float32(nllScale), scale: float32(klScale)})
 }
 
-func (b *Backend) SquaredError(loss tensor.Tensor, dy backend.Gradient, y, target tensor.Tensor, scale float64) {
-	b.distill(distillTask{kind: squaredError, rows: loss.Len(), n: y.Columns(), nll: loss.F32(), dy: dy.F32(), y: y.F32(), teacher: target.F32(), scale: float32(scale), add: dy.Add})
+func (b *Backend) SquaredError(loss tensor.Tensor, dy backend.Gradient, y, target tensor.Tensor, weight, scale float64) {
+	b.distill(distillTask{kind: squaredError, rows: loss.Len(), n: y.Columns(), nll: loss.F32(), dy: dy.F32(), y: y.F32(), teacher: target.F32(), nllScale: float32(weight), scale: float32(scale), add: dy.Add})
 }

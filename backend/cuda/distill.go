@@ -29,9 +29,9 @@ func (b *Backend) DistillTop(nll, kl, logits, logq, ids, targets tensor.Tensor, 
 }
 
 // SquaredError is the squared distance of rows and its gradient.
-func (b *Backend) SquaredError(loss tensor.Tensor, dy backend.Gradient, y, target tensor.Tensor, scale float64) {
+func (b *Backend) SquaredError(loss tensor.Tensor, dy backend.Gradient, y, target tensor.Tensor, weight, scale float64) {
 	b.op("squared_error", loss, dy.Tensor, y, target)
 	n := y.Columns()
 	b.d.launch(b.distillation("squared_error", loss.DType, wide(n, dy.Tensor, y, target), 1), grid{loss.Len(), 1, 1}, 256, 0,
-		pointer(loss), pointer(dy.Tensor), pointer(y), pointer(target), integer(n), f32(scale), truth(dy.Add))
+		pointer(loss), pointer(dy.Tensor), pointer(y), pointer(target), integer(n), f32(weight), f32(scale), truth(dy.Add))
 }

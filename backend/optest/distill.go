@@ -50,11 +50,11 @@ func squaredError(rows, n int) *Case {
 	return &Case{Op: "squared_error", Name: fmt.Sprintf("%dx%d", rows, n), Inputs: []Input{{Name: "y", Shape: s}, {Name: "target", Shape: s}},
 		Outputs: []Output{{Name: "loss", Shape: tensor.Of(rows)}, {Name: "gradient", Shape: s}, {Name: "twice", Shape: s}}, Wants: []int{0}, Constant: 0.37,
 		Forward: func(b backend.Backend, in, out []tensor.Tensor) {
-			backend.SquaredError(b, out[0], backend.Gradient{Tensor: out[1]}, in[0], in[1], 0.37)
+			backend.SquaredError(b, out[0], backend.Gradient{Tensor: out[1]}, in[0], in[1], 0.8, 0.37)
 			b.Copy(out[2], out[1])
-			backend.SquaredError(b, out[0], backend.Gradient{Tensor: out[2], Add: true}, in[0], in[1], 0.37)
+			backend.SquaredError(b, out[0], backend.Gradient{Tensor: out[2], Add: true}, in[0], in[1], 0.8, 0.37)
 		},
 		Backward: func(b backend.Backend, in, out, _ []tensor.Tensor, din []backend.Gradient) {
-			backend.SquaredError(b, out[0], din[0], in[0], in[1], 0.37)
+			backend.SquaredError(b, out[0], din[0], in[0], in[1], 0.8, 0.37)
 		}}
 }

@@ -83,12 +83,12 @@ func (Backend) DistillTop(nll, kl, logits, logq, ids, targets tensor.Tensor, nll
 	}
 }
 
-func (Backend) SquaredError(loss tensor.Tensor, dy backend.Gradient, y, target tensor.Tensor, scale float64) {
+func (Backend) SquaredError(loss tensor.Tensor, dy backend.Gradient, y, target tensor.Tensor, weight, scale float64) {
 	n, g := y.Columns(), begin(dy)
 	clear(loss.F64())
 	for i, v := range y.F64() {
 		e := v - target.F64()[i]
-		loss.F64()[i/n] += e * e
-		g[i] += 2 * scale * e
+		loss.F64()[i/n] += weight * e * e
+		g[i] += 2 * scale * weight * e
 	}
 }

@@ -95,18 +95,18 @@ func nllOf(own, others, sum float64) float32 {
 	return float32(math.Log(sum) - own)
 }
 
-// SquaredErrorRow adds or writes 2 scale (y - target) to dy and returns the sum of squares.
-func SquaredErrorRow(dy, y, target []float32, scale float32, add bool) float32 {
+// SquaredErrorRow returns weight sum (y - target)^2 and adds or writes the gradient of scale times that to dy.
+func SquaredErrorRow(dy, y, target []float32, weight, scale float32, add bool) float32 {
 	sum := 0.0
 	dy, target = dy[:len(y)], target[:len(y)]
 	for i, v := range y {
 		e := v - target[i]
 		sum += float64(e) * float64(e)
-		if g := 2 * scale * e; add {
+		if g := 2 * scale * weight * e; add {
 			dy[i] += g
 		} else {
 			dy[i] = g
 		}
 	}
-	return float32(sum)
+	return float32(float64(weight) * sum)
 }

@@ -154,8 +154,8 @@ extern "C" __global__ void __launch_bounds__(512) distill_top(LOSS* nll, LOSS* k
     }
 }
 
-// squared_error: a block a row; loss = sum (y - target)^2, dy = 2 scale (y - target), written or added.
-extern "C" __global__ void __launch_bounds__(256) squared_error(LOSS* loss, REAL* dy, const REAL* y, const REAL* target, int n, float scale, int add) {
+// squared_error: a block a row; loss = weight sum (y - target)^2, dy = 2 scale weight (y - target), written or added.
+extern "C" __global__ void __launch_bounds__(256) squared_error(LOSS* loss, REAL* dy, const REAL* y, const REAL* target, int n, float weight, float scale, int add) {
     i64 at = (i64)blockIdx.x * n;
     float v[VEC], w[VEC], sum = 0.0f;
     for (int i = threadIdx.x * VEC; i < n; i += blockDim.x * VEC) {
@@ -165,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(256) squared_error(LOSS* loss, REAL
         for (int j = 0; j < VEC; j++) {
             v[j] -= w[j];
             sum += v[j] * v[j];
-            v[j] *= 2.0f * scale;
+            v[j] *= 2.0f * scale * weight;
         }
         if (add) {
             load<VEC>(dy + at + i, w);
@@ -175,5 +175,5 @@ extern "C" __global__ void __launch_bounds__(256) squared_error(LOSS* loss, REAL
         store<VEC>(dy + at + i, v);
     }
     sum = block_sum(sum);
-    if (threadIdx.x == 0) loss[blockIdx.x] = round_to<LOSS>(sum);
+    if (threadIdx.x == 0) loss[blockIdx.x] = round_to<LOSS>(weight * sum);
 }
