@@ -24,6 +24,14 @@ type Options struct {
 	DType    tensor.DType // F32, F16 or BF16: of all tensors that Quantize leaves; Invalid: as they are
 	Quantize tensor.DType // Q8_0 or Q4_0: of the matrices that Quantizable names; Invalid: none
 	Force    bool         // replace a model that is there already
+	Edit     *Edit        // what else changes; nil: nothing
+}
+
+// Edit makes another model of the source on the way.
+type Edit struct {
+	Config func(c *model.Config) error                               // nil: as it is
+	Tensor func(name string, t tensor.Tensor) (tensor.Tensor, error) // what to write in place of t, or t; nil: all as they are
+	Added  map[string]tensor.Tensor                                  // tensors that the source does not have
 }
 
 // Result is what was written.
@@ -107,13 +115,19 @@ func write(s source, dir string, o Options) (r Result, err error) {
 	if text, err = withDType(text, o.DType); err != nil {
 		return r, err
 	}
+	if text, err = o.Edit.config(text); err != nil {
+		return r, err
+	}
 	if err := writeFile(filepath.Join(dir, "config.json"), text); err != nil {
 		return r, err
 	}
-	var list []weights.Named
-	for _, name := range s.Names() {
-		t, _ := s.Tensor(name)
-		n := weights.Named{Name: name, Tensor: t, As: t.DType}
+	list, err := o.Edit.tensors(s, text)
+	if err != nil {
+		return r, err
+	}
+	for i := range list {
+		n := &list[i]
+		name, t := n.Name, n.Tensor
 		switch {
 		case !t.DType.Float() && !t.DType.Quantized():
 		case o.Quantize != tensor.Invalid && Quantizable(name, t.Shape, o.Quantize):
@@ -124,7 +138,6 @@ func write(s source, dir string, o Options) (r Result, err error) {
 		if n.As.Quantized() {
 			r.Quantized++
 		}
-		list = append(list, n)
 	}
 	r.Tensors = len(list)
 	file := filepath.Join(dir, weights.FileName)
