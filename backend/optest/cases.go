@@ -16,6 +16,13 @@ func Cases() []*Case {
 			list = append(list, matmul(op, s.m, s.n, s.k, false), matmul(op, s.m, s.n, s.k, true))
 		}
 	}
+	for _, t := range quantTypes {
+		n, _ := t.Block()
+		for _, s := range []struct{ m, n, k int }{{1, 37, 3 * n}, {5, 70, 2 * n}, {8, 3, n}, {9, 37, 2 * n}, {33, 65, 3 * n}, {130, 70, 2 * n}} {
+			list = append(list, quantMatmul(t, s.m, s.n, s.k))
+		}
+		list = append(list, quantEmbed(t, 5, 2*n))
+	}
 	for _, s := range []struct{ rows, n int }{{1, 1}, {3, 7}, {5, 64}, {129, 33}, {2, 1000}, {300, 48}} {
 		list = append(list, rmsNorm(s.rows, s.n), embed(s.rows, s.n), sumRows(s.rows, s.n), crossEntropy(s.rows, s.n+1),
 			distill(s.rows, s.n+1), distillTop(s.rows, s.n+1, 1), distillTop(s.rows, s.n+9, 8), squaredError(s.rows, s.n))

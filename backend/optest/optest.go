@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 
 	"nha/attention/vectors"
 	"nha/backend"
@@ -24,11 +25,12 @@ type Input struct {
 	Shape       tensor.Shape
 	Std         float64 // of normal values, 0 means 1
 	Mean        float64
-	Ids         int  // I32 values from 0 to Ids-1 instead (from -1 with Negative)
-	Negative    bool // every fifth id is -1
-	Permutation bool // every id once
-	Distinct    bool // the ids of a row differ from one another
-	Wide        bool // float32 where the backend's type is a 16-bit one
+	Ids         int          // I32 values from 0 to Ids-1 instead (from -1 with Negative)
+	Negative    bool         // every fifth id is -1
+	Permutation bool         // every id once
+	Distinct    bool         // the ids of a row differ from one another
+	Wide        bool         // float32 where the backend's type is a 16-bit one
+	Blocks      tensor.DType // a quantised type, in which the cpu backends read the tensor
 }
 
 // Output is one tensor that an op gives.
@@ -53,6 +55,9 @@ type Case struct {
 	Constant   float64 // the gradient of the outputs is this number; 0 means random
 	OnlyWrites bool    // the op writes gradients, never adds (nha)
 	Picks      int     // elements of an input that gradient mode differentiates; 0 means 24
+	// Bound is what a backend's method may cost: the largest error of every element of an output, absolute. nil, or nothing for a
+	// backend: SPEC 1.5's limits.
+	Bound func(b backend.Backend, in []tensor.Tensor, output int) []float64
 
 	differences map[difference]float64 // of gradient mode: the same for every backend of a type
 }
@@ -123,6 +128,10 @@ func (c *Case) draw(seed uint64, d tensor.DType) (in, dout []tensor.Tensor) {
 			in = append(in, t)
 			continue
 		}
+		if x.Blocks.Quantized() {
+			in = append(in, drawBlocks(r, x.Blocks, x.Shape))
+			continue
+		}
 		std := x.Std
 		if std == 0 {
 			std = 1
@@ -157,7 +166,7 @@ func (c *Case) place(b backend.Backend, in, dout []tensor.Tensor) *run {
 		if wide && d.Size() == 2 {
 			d = tensor.F32
 		}
-		if !h.DType.Float() {
+		if !h.DType.Float() && (!h.DType.Quantized() || readsBlocks(b)) {
 			d = h.DType
 		}
 		t := b.Alloc(d, h.Shape)
@@ -181,6 +190,9 @@ func (c *Case) place(b backend.Backend, in, dout []tensor.Tensor) *run {
 	}
 	return r
 }
+
+// readsBlocks reports whether b multiplies with quantised weights as they are; others convert them when they are written.
+func readsBlocks(b backend.Backend) bool { return strings.HasPrefix(b.Name(), "cpu") }
 
 func filled(s tensor.Shape, x float64) tensor.Tensor {
 	t := tensor.New(tensor.F64, s)
@@ -209,6 +221,14 @@ func (c *Case) Match(b backend.Backend) []Result {
 		c.Forward(r.b, r.in, r.out)
 	}
 	for i, o := range c.Outputs {
+		var bound []float64
+		if c.Bound != nil {
+			bound = c.Bound(b, in, i)
+		}
+		if bound != nil {
+			results = append(results, Result{c.Title(), o.Name + " bound", worstShare(have.host(have.out[i]), want.host(want.out[i]), bound), 1})
+			continue
+		}
 		compare(o.Name, have.out[i], want.host(want.out[i]), false)
 	}
 	if c.Backward == nil {
@@ -235,6 +255,19 @@ func (c *Case) Match(b backend.Backend) []Result {
 		}
 	}
 	return results
+}
+
+// worstShare is the largest |x - y| / bound over all elements; NaN anywhere in x gives NaN.
+func worstShare(x, y tensor.Tensor, bound []float64) float64 {
+	worst := 0.0
+	for i, most := range bound {
+		share := math.Abs(x.Value(i)-y.Value(i)) / most
+		if share != share {
+			return share
+		}
+		worst = max(worst, share)
+	}
+	return worst
 }
 
 // Gradient compares b's gradients with central differences of the reference's forward, at some elements of each input.
