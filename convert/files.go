@@ -9,14 +9,13 @@ import (
 	"path/filepath"
 
 	"nha/tensor"
-	"nha/tokenizer"
 	"nha/weights"
 )
 
 // passedOn are the files of a model directory that say the same whatever the weights' types: how it writes, reads and talks, and
 // under which licence.
 var passedOn = []string{"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-	"merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt", "NOTICE"}
+	"merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", weights.VocabularyName, "LICENSE", "LICENSE.txt", "NOTICE"}
 
 // dirSource is a Hugging Face directory.
 type dirSource struct {
@@ -42,7 +41,8 @@ func (s dirSource) writeRest(dir string) error {
 	return nil
 }
 
-// ggufSource is a GGUF file: tokenizer, template and ids of special tokens are in its metadata.
+// ggufSource is a GGUF file: tokenizer, template and ids of special tokens are in its metadata. The tokenizer is passed on as llama.cpp
+// describes it, since no tokenizer.json says quite the same.
 type ggufSource struct{ *weights.GGUF }
 
 func (s ggufSource) config() ([]byte, error) { return s.Config() }
@@ -65,11 +65,7 @@ func (s ggufSource) writeRest(dir string) error {
 	if _, ok := s.Value("tokenizer.ggml.model"); !ok {
 		return nil
 	}
-	t, err := tokenizer.FromGGUF(s.Value)
-	if err != nil {
-		return err
-	}
-	return t.Save(dir)
+	return s.WriteVocabulary(filepath.Join(dir, weights.VocabularyName))
 }
 
 // generation is what a generation_config.json says: the ids that begin a text, and all that end an answer.

@@ -1,6 +1,7 @@
 package weights
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"maps"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"nha/atomicfile"
 	"nha/mapfile"
 	"nha/tensor"
 )
@@ -21,6 +23,7 @@ type GGUF struct {
 	data    []byte
 	unmap   func() error
 	values  map[string]any
+	pairs   []ggufPair
 	family  *ggufFamily // nil: a file without tensors, a vocabulary
 	entries map[string]ggufEntry
 	factors entry // rope_freqs.weight, if there is one
@@ -68,7 +71,7 @@ func newGGUF(path string, data []byte) (*GGUF, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	g := &GGUF{path: path, data: data, unmap: func() error { return nil }, values: h.values, entries: map[string]ggufEntry{}, copies: map[string]tensor.Tensor{}}
+	g := &GGUF{path: path, data: data, unmap: func() error { return nil }, values: h.values, pairs: h.pairs, entries: map[string]ggufEntry{}, copies: map[string]tensor.Tensor{}}
 	if parts, ok := h.values["split.count"].(uint64); ok && parts > 1 {
 		return nil, fmt.Errorf("%s: one of %d files of a model: merge them first (llama-gguf-split --merge)", path, parts)
 	}
@@ -152,6 +155,31 @@ func unpermute(t tensor.Tensor, heads int) tensor.Tensor {
 		}
 	}
 	return out
+}
+
+// VocabularyName is the file in a model directory that holds the vocabulary of a GGUF file, where there is no tokenizer.json.
+const VocabularyName = "tokenizer.gguf"
+
+// WriteVocabulary writes a GGUF file without tensors: the architecture and all that the metadata says about the tokenizer, byte
+// for byte. OpenGGUF reads it.
+func (g *GGUF) WriteVocabulary(path string) error {
+	var list [][]byte
+	for _, p := range g.pairs {
+		if p.key == "general.architecture" || strings.HasPrefix(p.key, "tokenizer.") {
+			list = append(list, g.data[p.from:p.to])
+		}
+	}
+	head := binary.LittleEndian.AppendUint32([]byte("GGUF"), 3)
+	head = binary.LittleEndian.AppendUint64(head, 0)
+	head = binary.LittleEndian.AppendUint64(head, uint64(len(list)))
+	return atomicfile.WriteFile(path, 0o644, func(w io.Writer) error {
+		for _, b := range append([][]byte{head}, list...) {
+			if _, err := w.Write(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // Close unmaps the file: its views must not be used afterwards. A second Close does nothing.

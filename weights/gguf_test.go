@@ -311,6 +311,31 @@ func TestGGUFVocabulary(t *testing.T) {
 	}
 }
 
+// TestGGUFWriteVocabulary: the tokenizer's keys alone, of any type, with their values.
+func TestGGUFWriteVocabulary(t *testing.T) {
+	g := open(t, with(gguftest.Pair{Key: "tokenizer.ggml.tokens", Value: []string{"a", "b\x00c"}}, gguftest.Pair{Key: "other", Value: "x"},
+		gguftest.Pair{Key: "tokenizer.ggml.scores", Value: []float32{1, -2}}, gguftest.Pair{Key: "tokenizer.ggml.add_bos_token", Value: true}).Bytes())
+	path := filepath.Join(t.TempDir(), weights.VocabularyName)
+	if err := g.WriteVocabulary(path); err != nil {
+		t.Fatal(err)
+	}
+	v, err := weights.OpenGGUF(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	for _, key := range []string{"general.architecture", "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.add_bos_token", "tokenizer.chat_template"} {
+		got, ok := v.Value(key)
+		want, _ := g.Value(key)
+		if !ok || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s is %v, want %v", key, got, want)
+		}
+	}
+	if _, ok := v.Value("other"); ok || len(v.Names()) > 0 {
+		t.Error("more than the vocabulary was written")
+	}
+}
+
 // FuzzGGUF: whatever a file says, opening it never panics and costs memory in proportion to its length; what opens can be
 // read to its last element.
 func FuzzGGUF(f *testing.F) {

@@ -58,7 +58,14 @@ const ggufAlignmentKey = "general.alignment"
 // ggufHeader is what a file says before its tensors' bytes. The entries' names are the file's own.
 type ggufHeader struct {
 	values  map[string]any
+	pairs   []ggufPair // in the file's order
 	entries map[string]entry
+}
+
+// ggufPair is where a metadata key and its value lie in the file.
+type ggufPair struct {
+	key      string
+	from, to int
 }
 
 // ggufCursor walks over a file; after the first error it stands still and gives zeros.
@@ -135,7 +142,10 @@ func parseGGUF(file []byte) (ggufHeader, error) {
 	const leastTensor, leastPair = 8 + 4 + 4 + 8, 8 + 4 + 1
 	tensors := c.count("tensors", leastTensor)
 	for range c.count("metadata pairs", leastPair) {
-		c.pair(h.values)
+		from := c.at
+		if key := c.pair(h.values); c.err == nil {
+			h.pairs = append(h.pairs, ggufPair{key, from, c.at})
+		}
 	}
 	alignment := c.alignment(h.values)
 	var list []ggufTensor
@@ -152,21 +162,22 @@ func parseGGUF(file []byte) (ggufHeader, error) {
 
 func hasMagic(file []byte) bool { return len(file) >= 4 && string(file[:4]) == "GGUF" }
 
-func (c *ggufCursor) pair(values map[string]any) {
-	key := c.text("metadata key")
+func (c *ggufCursor) pair(values map[string]any) (key string) {
+	key = c.text("metadata key")
 	if c.err != nil {
-		return
+		return key
 	}
 	if _, twice := values[key]; twice || key == "" || len(key) > 1<<16-1 {
 		c.fail("metadata key %.100q is empty, too long or comes twice", key)
-		return
+		return key
 	}
 	value := c.value(c.u32("type"))
 	if c.err != nil {
 		c.err = fmt.Errorf("metadata %.100q: %w", key, c.err)
-		return
+		return key
 	}
 	values[key] = value
+	return key
 }
 
 func (c *ggufCursor) alignment(values map[string]any) int {

@@ -12,7 +12,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"nha/data"
+	"nha/model"
 	"nha/tokenizer"
+	"nha/weights"
 )
 
 func newTokenizer() *cobra.Command {
@@ -124,10 +126,22 @@ func newTokenizerEncode() *cobra.Command {
 	})
 }
 
-// loadTokenizer reads a tokenizer from a folder or file; "bytes" is the byte tokenizer.
+// loadTokenizer reads a tokenizer from a folder or file, a GGUF too; "bytes" is the byte tokenizer.
 func loadTokenizer(name string) (tokenizer.Tokenizer, error) {
 	if name == "bytes" {
 		return tokenizer.Bytes{EndOfText: true}, nil
 	}
-	return tokenizer.Load(name)
+	path := name
+	if _, err := os.Stat(filepath.Join(name, "tokenizer.json")); err != nil && model.Exists(name) {
+		path = filepath.Join(name, weights.VocabularyName) // of a converted GGUF file
+	}
+	if !weights.IsGGUF(path) {
+		return tokenizer.Load(name)
+	}
+	g, err := weights.OpenGGUF(path)
+	if err != nil {
+		return nil, err
+	}
+	t, err := tokenizer.FromGGUF(g.Value)
+	return t, errors.Join(err, g.Close())
 }
