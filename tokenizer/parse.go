@@ -98,6 +98,13 @@ func (t *BPE) parseVocab(root *object, d decoder) map[string]int32 {
 		return nil
 	}
 	t.enterAdded(added.list)
+	for _, a := range added.list {
+		text := a.content
+		if a.normalized {
+			text = normalize(t.norm, text)
+		}
+		t.spell(a.id, text, d)
+	}
 	for token := range added.outside {
 		delete(vocab, token) // merges cannot name these
 	}
@@ -127,9 +134,6 @@ func (t *BPE) byteAlphabet(model *object, byID []string, added addedList) {
 			raw = []byte(token)
 		}
 		t.tokens[id] = raw
-	}
-	for _, a := range added.list {
-		t.tokens[a.id] = []byte(a.content)
 	}
 	for b, id := range t.byteIDs {
 		switch {
@@ -173,13 +177,7 @@ func (t *BPE) charAlphabet(model *object, byID []string, added addedList, vocab 
 		}
 	}
 	for id, token := range byID {
-		t.tokens[id] = d.bytes(token)
-		if d.metaspace && strings.Contains(token, metaspace) {
-			if t.head.bare == nil {
-				t.head.bare = map[int32][]byte{}
-			}
-			t.head.bare[int32(id)] = []byte(strings.ReplaceAll(token, metaspace, ""))
-		}
+		t.spell(int32(id), token, d)
 		if added.outside[token] {
 			continue
 		}
@@ -191,6 +189,18 @@ func (t *BPE) charAlphabet(model *object, byID []string, added addedList, vocab 
 		}
 	}
 	t.head.stripSpace = d.stripSpace
+}
+
+// spell gives a token the text that d makes of its spelling.
+func (t *BPE) spell(id int32, token string, d decoder) {
+	t.tokens[id] = d.bytes(token)
+	delete(t.head.bare, id)
+	if d.metaspace && strings.Contains(token, metaspace) {
+		if t.head.bare == nil {
+			t.head.bare = map[int32][]byte{}
+		}
+		t.head.bare[id] = []byte(strings.ReplaceAll(token, metaspace, ""))
+	}
 }
 
 // byteToken is how SentencePiece spells the token of a byte.
