@@ -16,7 +16,8 @@ type LoadOptions struct {
 	Train   bool                   // allocate gradients, so that it can be trained
 	Trains  func(name string) bool // which tensors: nil, all of them. The others have no gradient
 	LoRA    *LoRA                  // updates of low rank, which train; nil: none
-	Share   *Model                 // take the tensors that this model does not train from it, where it has them in the same shape; it must stay open
+	Share   *Model                 // the model whose frozen tensors this one takes instead of loading them; it must stay open
+	Shares  func(name string) bool // which of them, those that are the same in both files; nil: all
 	Windows string                 // a pattern that replaces the model's windows (SPEC 2); empty: as stored
 	Hybrid  *Hybrid                // makes a hybrid of a pretrained model: its gates are zero, for the caller to set
 }
@@ -30,7 +31,7 @@ func (o *LoadOptions) trains(name string) bool {
 
 // shared is the tensor of the model that this one shares with.
 func (o *LoadOptions) shared(s weights.Spec) (*autograd.Value, bool) {
-	if o.Share == nil || o.trains(s.Name) {
+	if o.Share == nil || o.trains(s.Name) || o.Shares != nil && !o.Shares(s.Name) {
 		return nil, false
 	}
 	p, ok := o.Share.Parameter(s.Name)
