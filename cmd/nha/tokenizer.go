@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"nha/data"
-	"nha/model"
 	"nha/tokenizer"
 	"nha/weights"
 )
@@ -132,8 +131,8 @@ func loadTokenizer(name string) (tokenizer.Tokenizer, error) {
 		return tokenizer.Bytes{EndOfText: true}, nil
 	}
 	path := name
-	if _, err := os.Stat(filepath.Join(name, "tokenizer.json")); err != nil && model.Exists(name) {
-		path = filepath.Join(name, weights.VocabularyName) // of a converted GGUF file
+	if _, err := os.Stat(filepath.Join(name, "tokenizer.json")); err != nil && !weights.IsGGUF(name) {
+		path = filepath.Join(name, weights.VocabularyName) // beside a converted GGUF file's weights
 	}
 	if !weights.IsGGUF(path) {
 		return tokenizer.Load(name)
