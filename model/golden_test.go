@@ -2,6 +2,7 @@ package model_test
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 
 	"nha/backend"
@@ -31,21 +32,53 @@ func backends(t *testing.T) []backend.Backend {
 	return list
 }
 
-// TestGolden holds the tiny model against numbers that an independent implementation computed in float64 (SPEC 1.5).
+// TestGolden holds tiny models of every family against numbers that an independent implementation computed in float64
+// (SPEC 1.5).
 func TestGolden(t *testing.T) {
-	g, err := model.ReadGolden("../testdata/golden/nha-tiny")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, b := range backends(t) {
-		limits := g.Limits(b)
-		e, err := g.Run(b)
+	list := backends(t)
+	for _, dir := range goldens(t) {
+		g, err := model.ReadGolden(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%s: logits %.2g, loss %.2g, gradients %.2g", b.Name(), e.Logits, e.Loss, e.Gradients)
-		if !(e.Logits <= limits.Logits && e.Loss <= limits.Loss && e.Gradients <= limits.Gradients) {
-			t.Errorf("%s: errors %+v, limits %+v", b.Name(), e, limits)
+		for _, b := range list {
+			limits := g.Limits(b)
+			e, err := g.Run(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%s %s: logits %.2g, loss %.2g, gradients %.2g", filepath.Base(dir), b.Name(), e.Logits, e.Loss, e.Gradients)
+			if !(e.Logits <= limits.Logits && e.Loss <= limits.Loss && (!g.HasGradients() || e.Gradients <= limits.Gradients)) {
+				t.Errorf("%s %s: errors %+v, limits %+v", dir, b.Name(), e, limits)
+			}
+		}
+	}
+}
+
+// goldens lists the model directories with expectations; TestGoldenFamilies says that none is missing.
+func goldens(t *testing.T) []string {
+	found, err := filepath.Glob("../testdata/golden/*/expected.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range found {
+		found[i] = filepath.Dir(found[i])
+	}
+	return found
+}
+
+func TestGoldenFamilies(t *testing.T) {
+	have := map[string]bool{}
+	for _, dir := range goldens(t) {
+		c, err := model.ReadConfig(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have[c.ModelType] = true
+	}
+	for _, kind := range model.ModelTypes() {
+		if !have[kind] {
+			t.Errorf("no golden model of %s", kind)
 		}
 	}
 }

@@ -9,7 +9,7 @@ extern "C" __global__ void route(REAL* weights, int* ids, const REAL* logits, in
     float last = 0, largest = 0, sum = 0;
     int before = -1;
     for (int j = 0; j < chosen; j++) {
-        float best = -INFINITY;
+        float best = 0;
         int at = experts;
         for (int i = lane; i < experts; i += 32) {
             float v = to_float(l[i]);
