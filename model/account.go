@@ -5,6 +5,7 @@ import "nha/attention"
 // Account is what a model is made of and what it costs, from its configuration alone (SPEC 1.4).
 type Account struct {
 	Parameters          int   // all of them
+	ActiveParameters    int   // those that one token meets: without the experts that it does not choose
 	EmbeddingParameters int   // the embedding, and the head where it is not tied
 	FLOPsPerToken       int   // forward, 2 per multiply-add, at the given context; backward costs twice that again
 	MultiplyAdds        int   // of the operator in all layers, one token at the given depth
@@ -25,7 +26,8 @@ func (c *Config) Account(tokens int) Account {
 	if !c.TieWordEmbeddings {
 		a.EmbeddingParameters = 2 * embedding
 	}
-	a.FLOPsPerToken = 2 * (a.Parameters - a.EmbeddingParameters + embedding) // the head multiplies, the embedding is a look-up
+	a.ActiveParameters = a.Parameters - c.idleExperts()
+	a.FLOPsPerToken = 2 * (a.ActiveParameters - a.EmbeddingParameters + embedding) // the head multiplies, the embedding is a look-up
 	for i := range c.NumHiddenLayers {
 		op, err := c.Attention(i, nil)
 		if err != nil {
@@ -40,6 +42,16 @@ func (c *Config) Account(tokens int) Account {
 	}
 	a.FLOPsPerToken += 2 * a.MultiplyAdds
 	return a
+}
+
+// idleExperts is the parameters of the experts that a token does not choose, in all layers.
+func (c *Config) idleExperts() (n int) {
+	for i := range c.NumHiddenLayers {
+		if c.Experts.In(i) {
+			n += (c.Experts.Count - c.Experts.TopK) * 3 * c.HiddenSize * c.Experts.Size
+		}
+	}
+	return n
 }
 
 // operatorMultiplyAdds is the ideal count for one token at the given depth: W (K+V) + M (K+V) per query head, M (K+V) per kv
