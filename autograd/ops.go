@@ -18,6 +18,13 @@ func (t *Tape) Input(host tensor.Tensor) *Value {
 	return v
 }
 
+// InputWide is Input with float32's digits also where the backend computes in 16 bits.
+func (t *Tape) InputWide(host tensor.Tensor) *Value {
+	v := t.of(t.statistic(), host.Shape)
+	t.b.Write(v.Tensor, host)
+	return v
+}
+
 // Embed is rows of table [vocabulary, D] by ids [N] (I32): [N, D].
 func (t *Tape) Embed(table, ids *Value) *Value {
 	y := t.value(tensor.Of(ids.Len(), table.Columns()))
@@ -171,12 +178,12 @@ func (t *Tape) NHA(c *attention.Config, lengths []int, q, k, v, z *Value, share 
 	n := q.Rows()
 	o = t.value(tensor.Of(n, c.QueryHeads*c.ValueDim))
 	if share {
-		w = t.of(t.statistic(), tensor.Of(n, c.QueryHeads))
+		w = t.value(tensor.Of(n, c.QueryHeads))
 	}
 	r := t.record(nhaBackward, o, q, k, v, z)
 	r.flows = flow
 	r.call = attention.Call{Config: c, Lengths: lengths}
-	r.call.LSE = t.scratch(r, 0, t.statistic(), tensor.Of(n, c.QueryHeads))
+	r.call.LSE = t.scratch(r, 0, t.b.DType(), tensor.Of(n, c.QueryHeads))
 	if flow != nil {
 		r.call.Initial, r.call.Final = flow.Initial, flow.Final
 	} else {

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"nha/atomicfile"
+	"nha/convert"
+	"nha/model"
 	"nha/tensor"
 	"nha/weights"
 )
@@ -33,12 +35,12 @@ type Adapter struct {
 
 // NHABlock is the block "nha" of an adapter_config.json: what config.json of the hybrid gets (SPEC 2), and which base it is for.
 type NHABlock struct {
-	BaseHash            string          `json:"base_hash"` // model.Hash of the base
-	NumSlots            int             `json:"num_slots"`
-	LayerWindows        json.RawMessage `json:"layer_windows"`
-	EmptySlots          string          `json:"empty_slots"`
-	GateLogitNormalizer float64         `json:"gate_logit_normalizer"`
-	GateBias            bool            `json:"gate_bias,omitempty"`
+	BaseHash            string  `json:"base_hash"` // model.Hash of the base
+	NumSlots            int     `json:"num_slots"`
+	LayerWindows        string  `json:"layer_windows"` // as on a command line
+	EmptySlots          string  `json:"empty_slots"`
+	GateLogitNormalizer float64 `json:"gate_logit_normalizer"`
+	GateBias            bool    `json:"gate_bias,omitempty"`
 }
 
 // The names of PEFT.
@@ -167,50 +169,63 @@ func (a *Adapter) fill(s weights.Source) error {
 	return nil
 }
 
-// Merge gives the tensors of the merged model: every tensor of base, updated where the adapter has one for it, and the adapter's whole
-// tensors. An update of a tensor that base does not have, or of another shape, is an error. hash is the base's, held against
-// the one that the adapter was trained on.
-func (a *Adapter) Merge(base weights.Source, hash string) ([]weights.Named, error) {
+// Edit is the adapter as an edit of its base, of which c is the configuration and hash the model's: every tensor is updated where the adapter has
+// something for it, its own tensors are added, the configuration gets slots and windows. A base other than the one that the adapter
+// was trained on is an error, and so is an update of a tensor that the base does not have, or of another shape.
+func (a *Adapter) Edit(c model.Config, hash string) (*convert.Edit, error) {
 	if a.NHA.BaseHash != "" && hash != a.NHA.BaseHash {
 		return nil, fmt.Errorf("the adapter was trained on another base (hash %.12s, this one has %.12s; it came from %q)", a.NHA.BaseHash, hash, a.Base)
 	}
-	left := maps.Clone(a.A)
-	var list []weights.Named
-	for _, name := range base.Names() {
-		t, _ := base.Tensor(name)
-		if whole, ok := a.Modules[name]; ok {
-			t = whole
-		} else if _, ok := left[name]; ok {
-			delete(left, name)
-			merged, err := a.update(name, t)
-			if err != nil {
-				return nil, err
-			}
-			t = merged
+	shapes := map[string]tensor.Shape{}
+	for _, s := range c.Specs() {
+		shapes[s.Name] = s.Shape
+	}
+	for name, x := range a.A {
+		s, ok := shapes[name]
+		if !ok {
+			return nil, fmt.Errorf("the adapter updates %s, which the base does not have", name)
 		}
-		list = append(list, weights.Named{Name: name, Tensor: t})
+		if y := a.B[name]; s.Rank() != 2 || s.Dim(0) != y.Dim(0) || s.Dim(1) != x.Dim(1) {
+			return nil, fmt.Errorf("the adapter's update of %s is [%d %d], the base has %v", name, y.Dim(0), x.Dim(1), s)
+		}
 	}
-	for name := range left {
-		return nil, fmt.Errorf("the adapter updates %s, which the base does not have", name)
-	}
+	e := &convert.Edit{Added: map[string]tensor.Tensor{}, Config: func(c *model.Config) error { return a.NHA.apply(c) }}
 	for name, t := range a.Modules {
-		if _, ok := base.Tensor(name); !ok {
-			list = append(list, weights.Named{Name: name, Tensor: t})
+		if s, ok := shapes[name]; !ok {
+			e.Added[name] = t
+		} else if s != t.Shape {
+			return nil, fmt.Errorf("the adapter's %s is %v, the base has %v", name, t.Shape, s)
 		}
 	}
-	return list, nil
+	e.Tensor = func(name string, t tensor.Tensor) (tensor.Tensor, error) {
+		if whole, ok := a.Modules[name]; ok {
+			return whole, nil
+		}
+		if _, ok := a.A[name]; ok {
+			return a.update(name, t), nil
+		}
+		return t, nil
+	}
+	return e, nil
+}
+
+// apply gives a base's configuration the slots and windows of the block; a block without slots leaves it as it is.
+func (b *NHABlock) apply(c *model.Config) error {
+	if b.NumSlots == 0 {
+		return nil
+	}
+	if err := c.Hybridize(model.Hybrid{Slots: b.NumSlots, EmptySlots: b.EmptySlots, GateLogitNormalizer: b.GateLogitNormalizer, GateBias: b.GateBias}); err != nil {
+		return err
+	}
+	return c.ApplyWindows(b.LayerWindows)
 }
 
 // update is W + (alpha / r) B A in float32.
-func (a *Adapter) update(name string, w tensor.Tensor) (tensor.Tensor, error) {
-	la, lb := a.A[name], a.B[name]
-	if w.Shape.Rank() != 2 || w.Dim(0) != lb.Dim(0) || w.Dim(1) != la.Dim(1) {
-		return tensor.Tensor{}, fmt.Errorf("the adapter's update of %s is [%d %d], the tensor %v", name, lb.Dim(0), la.Dim(1), w.Shape)
-	}
+func (a *Adapter) update(name string, w tensor.Tensor) tensor.Tensor {
 	merged := tensor.New(tensor.F32, w.Shape)
 	tensor.Convert(merged, w)
 	out, in, scale := w.Dim(0), w.Dim(1), float32(a.Alpha/float64(a.Rank))
-	x, y, z := merged.F32(), la.F32(), lb.F32()
+	x, y, z := merged.F32(), a.A[name].F32(), a.B[name].F32()
 	for i := range out {
 		row := x[i*in : (i+1)*in]
 		for r := range a.Rank {
@@ -220,5 +235,5 @@ func (a *Adapter) update(name string, w tensor.Tensor) (tensor.Tensor, error) {
 			}
 		}
 	}
-	return merged, nil
+	return merged
 }

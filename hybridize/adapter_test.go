@@ -8,24 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"nha/model"
 	"nha/tensor"
 	"nha/weights"
 )
-
-// memory is a Source of tensors at hand.
-type memory map[string]tensor.Tensor
-
-func (m memory) Names() []string {
-	var list []string
-	for n := range m {
-		list = append(list, n)
-	}
-	slices.Sort(list)
-	return list
-}
-func (m memory) Tensor(name string) (tensor.Tensor, bool) { t, ok := m[name]; return t, ok }
-func (m memory) Metadata() map[string]string              { return nil }
-func (m memory) Close() error                             { return nil }
 
 const (
 	qName = "model.layers.0.self_attn.q_proj.weight"
@@ -33,10 +19,10 @@ const (
 )
 
 func sample() *Adapter {
-	return &Adapter{Rank: 2, Alpha: 4, Base: "a base", NHA: NHABlock{BaseHash: "abc", NumSlots: 4, LayerWindows: json.RawMessage(`[64,"full"]`), EmptySlots: "mask", GateLogitNormalizer: 8},
+	return &Adapter{Rank: 2, Alpha: 4, Base: "a base", NHA: NHABlock{BaseHash: "abc", NumSlots: 4, LayerWindows: "64", EmptySlots: "mask", GateLogitNormalizer: 8},
 		A:       map[string]tensor.Tensor{qName: tensor.FromF32([]float32{1, 2, 3, 0, 1, 0}, 2, 3)},
 		B:       map[string]tensor.Tensor{qName: tensor.FromF32([]float32{1, 0, 0, -1}, 2, 2)},
-		Modules: map[string]tensor.Tensor{gName: tensor.FromF32([]float32{7, 8, 9}, 1, 3)}}
+		Modules: map[string]tensor.Tensor{gName: tensor.FromF32([]float32{7, 8, 9, 7, 8, 9, 7, 8, 9, 7, 8, 9}, 4, 3)}}
 }
 
 func TestAdapterRoundTripAndMerge(t *testing.T) {
@@ -63,24 +49,40 @@ func TestAdapterRoundTripAndMerge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base := memory{qName: tensor.FromF32([]float32{1, 1, 1, 1, 1, 1}, 2, 3), "model.norm.weight": tensor.FromF32([]float32{5}, 1)}
-	list, err := a.Merge(base, "abc")
+	c, err := model.ParseConfig([]byte(`{"model_type": "llama", "vocab_size": 5, "hidden_size": 3, "num_hidden_layers": 1, "num_attention_heads": 1,
+		"num_key_value_heads": 1, "head_dim": 2, "intermediate_size": 4}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := map[string][]float32{}
-	for _, n := range list {
-		got[n.Name] = n.Tensor.F32()
+	e, err := a.Edit(c, "abc")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !slices.Equal(got[qName], []float32{3, 5, 7, 1, -1, 1}) || !slices.Equal(got[gName], []float32{7, 8, 9}) || !slices.Equal(got["model.norm.weight"], []float32{5}) || len(got) != 3 {
-		t.Errorf("merged %v", got)
+	merged, err := e.Tensor(qName, tensor.FromF32([]float32{1, 1, 1, 1, 1, 1}, 2, 3))
+	if err != nil || !slices.Equal(merged.F32(), []float32{3, 5, 7, 1, -1, 1}) {
+		t.Errorf("merged %v, %v", merged.F32(), err)
 	}
-	if _, err := a.Merge(base, "xyz"); err == nil || !strings.Contains(err.Error(), "another base") {
+	norm := tensor.FromF32([]float32{5, 6, 7}, 3)
+	if same, err := e.Tensor("model.norm.weight", norm); err != nil || &same.F32()[0] != &norm.F32()[0] {
+		t.Errorf("a tensor that the adapter does not touch: %v", err)
+	}
+	if added, ok := e.Added[gName]; !ok || !slices.Equal(added.F32(), sample().Modules[gName].F32()) || len(e.Added) != 1 {
+		t.Errorf("added %v", e.Added)
+	}
+	if err := e.Config(&c); err != nil || c.NumSlots != 4 || c.LayerWindows[0] != 64 {
+		t.Errorf("configuration %+v, %v", c, err)
+	}
+	if _, err := a.Edit(c, "xyz"); err == nil || !strings.Contains(err.Error(), "another base") {
 		t.Errorf("another base: %v", err)
 	}
-	delete(base, qName)
-	if _, err := a.Merge(base, "abc"); err == nil || !strings.Contains(err.Error(), qName) {
+	a.A["model.layers.7.self_attn.q_proj.weight"], a.B["model.layers.7.self_attn.q_proj.weight"] = a.A[qName], a.B[qName]
+	if _, err := a.Edit(c, "abc"); err == nil || !strings.Contains(err.Error(), "layers.7") {
 		t.Errorf("a base without the tensor: %v", err)
+	}
+	a = sample()
+	a.B[qName] = tensor.FromF32(make([]float32, 6), 3, 2)
+	if _, err := a.Edit(c, "abc"); err == nil || !strings.Contains(err.Error(), "[3 3], the base has [2 3]") {
+		t.Errorf("another shape: %v", err)
 	}
 }
 

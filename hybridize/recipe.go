@@ -19,12 +19,20 @@ type Recipe struct {
 	Windows string  `toml:"windows"` // of every layer (SPEC 2)
 	Slots   int     `toml:"slots"`
 	Gates   string  `toml:"gates"` // spread, keys or random
-	DType   string  `toml:"dtype"` // of the weights written
+	DType   string  `toml:"dtype"` // of the weights written: float32, float16, bfloat16; empty: as the base has them, float32 from a GGUF file
 	Seed    uint64  `toml:"seed"`
 	Context int     `toml:"context"` // tokens of a row
 	Batch   int     `toml:"batch"`   // rows of a batch
+	LoRA    LoRA    `toml:"lora"`
 	Data    []Data  `toml:"data"`
 	Stages  []Stage `toml:"stage"`
+}
+
+// LoRA is updates of low rank that train in every stage and are merged at the end; they and what else trained are also written as an adapter.
+type LoRA struct {
+	Targets []string `toml:"targets"` // patterns of projections; empty: no such updates
+	Rank    int      `toml:"rank"`
+	Alpha   float64  `toml:"alpha"`
 }
 
 // Data is one source of training text.
@@ -48,15 +56,13 @@ const (
 	Distill StageKind = "distill"
 )
 
-// Stage is one stage of training. Train and LoRA are patterns over tensor names: parts of the name, or shell patterns where they have a *.
+// Stage is one stage of training. Train is patterns over tensor names: parts of the name, or shell patterns where they have a *. The gates
+// of full layers never train: nothing reads them there.
 type Stage struct {
 	Kind  StageKind `toml:"kind"`
 	Train []string  `toml:"train"` // tensors that train as they are
-	LoRA  []string  `toml:"lora"`  // projections that train through an update of low rank
-	Rank  int       `toml:"rank"`
-	Alpha float64   `toml:"alpha"`
 	Mix   float64   `toml:"mix"`   // distill: weight of the next-token loss beside the divergence
-	TopK  int       `toml:"top_k"` // distill: cache the base's k likeliest words on disk instead of running it beside; 0: run it
+	TopK  int       `toml:"top_k"` // distill: keep the base's k likeliest words on disk instead of running it beside; 0: run it
 
 	Tokens int64 `toml:"tokens"` // instead of steps
 	train.Settings
@@ -64,7 +70,7 @@ type Stage struct {
 
 // DefaultRecipe is the measured one for a model of some hundred million parameters; base and data are missing.
 func DefaultRecipe() Recipe {
-	return Recipe{Windows: "64", Slots: 64, Gates: string(GateSpread), DType: "bfloat16", Seed: 1, Context: 2048, Batch: 8, Stages: DefaultStages()}
+	return Recipe{Windows: "64", Slots: 64, Gates: string(GateSpread), Seed: 1, Context: 2048, Batch: 8, LoRA: LoRA{Rank: 16, Alpha: 32}, Stages: DefaultStages()}
 }
 
 // DefaultStages are attention transfer, then the divergence from the base, MLPs frozen.
@@ -78,7 +84,7 @@ func DefaultStages() []Stage {
 }
 
 func newStage() Stage {
-	s := Stage{Rank: 16, Alpha: 32, Settings: train.DefaultSettings()}
+	s := Stage{Settings: train.DefaultSettings()}
 	s.Beta2, s.WeightDecay = 0.95, 0
 	return s
 }
@@ -150,7 +156,13 @@ func (r *Recipe) Check() error {
 			return fmt.Errorf("data %d: %w", i+1, err)
 		}
 	}
+	if len(r.LoRA.Targets) > 0 && (r.LoRA.Rank < 1 || r.LoRA.Alpha <= 0) {
+		return fmt.Errorf("lora: rank %d and alpha %v must be positive", r.LoRA.Rank, r.LoRA.Alpha)
+	}
 	for i := range r.Stages {
+		if len(r.Stages[i].Train) == 0 && len(r.LoRA.Targets) == 0 {
+			return fmt.Errorf("stage %d: nothing trains: name tensors in train, or lora.targets", i+1)
+		}
 		if err := r.Stages[i].check(r.Context * r.Batch); err != nil {
 			return fmt.Errorf("stage %d: %w", i+1, err)
 		}
@@ -183,12 +195,6 @@ func (s *Stage) check(tokensOfBatch int) error {
 		return fmt.Errorf("kind %q: use transfer, next_token or distill", s.Kind)
 	}
 	switch {
-	case len(s.Train) == 0 && len(s.LoRA) == 0:
-		return fmt.Errorf("nothing trains: name tensors in train or lora")
-	case len(s.LoRA) > 0 && s.Kind == Transfer:
-		return fmt.Errorf("lora is for next_token and distill: transfer trains whole tensors")
-	case len(s.LoRA) > 0 && s.Rank < 1:
-		return fmt.Errorf("rank %d: must be at least 1", s.Rank)
 	case s.Mix < 0 || s.Mix != 0 && s.Kind != Distill:
 		return fmt.Errorf("mix %v: a part of the next-token loss in a distill stage, 0 or more", s.Mix)
 	case s.TopK < 0 || s.TopK != 0 && s.Kind != Distill:

@@ -25,10 +25,11 @@ learning_rate = 2e-3
 learning_rate_factors = { g_proj = 3.0 }
 [[stage]]
 kind = "distill"
-lora = ["q_proj", "o_proj"]
 train = ["g_proj"]
 mix = 0.5
 steps = 7
+[lora]
+targets = ["q_proj", "o_proj"]
 `)
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +41,7 @@ steps = 7
 	if a.Kind != Transfer || a.Steps != 100 || a.LearningRate != 2e-3 || a.LearningRateFactors["g_proj"] != 3 || a.Clip == 0 {
 		t.Errorf("first stage %+v", a)
 	}
-	if b.Kind != Distill || b.Steps != 7 || b.Rank != 16 || b.Mix != .5 || !slices.Equal(b.LoRA, []string{"q_proj", "o_proj"}) {
+	if b.Kind != Distill || b.Steps != 7 || b.Mix != .5 || r.LoRA.Rank != 16 || !slices.Equal(r.LoRA.Targets, []string{"q_proj", "o_proj"}) {
 		t.Errorf("second stage %+v", b)
 	}
 	d := DefaultRecipe()
@@ -59,7 +60,7 @@ func TestRecipeRefusals(t *testing.T) {
 		"[[stage]]\nkind = \"next_token\"\ntrain = [\"a\"]\nspeed = 3":              "unknown key stage.speed",
 		"[[stage]]\nkind = \"next_token\"\ntrain = [\"a\"]\nmix = 0.5":              "mix 0.5",
 		"[[stage]]\nkind = \"next_token\"\ntrain = [\"a\"]\nbeta2 = 1.5\nsteps = 1": "beta2",
-		"[[stage]]\nkind = \"transfer\"\nlora = [\"a\"]":                            "transfer trains whole tensors",
+		"[lora]\ntargets = [\"a\"]\nrank = 0":                                       "lora: rank 0",
 		"[[data]]\nkind = \"chat\"":                                                 "data 1: files is empty",
 		"[[data]]\nfiles = [\"a\"]\nkind = \"poem\"":                                `kind "poem"`,
 	} {

@@ -29,7 +29,7 @@ func distill(rows, n int) *Case {
 // distillTop: log-probabilities low enough that something is left for the words that the teacher does not list.
 func distillTop(rows, n, k int) *Case {
 	return &Case{Op: "distill_top", Name: fmt.Sprintf("%dx%d-%d", rows, n, k),
-		Inputs: []Input{{Name: "logits", Shape: tensor.Of(rows, n), Std: 4}, {Name: "logq", Shape: tensor.Of(rows, k), Std: 0.5, Mean: -float64(k)/2 - 1},
+		Inputs: []Input{{Name: "logits", Shape: tensor.Of(rows, n), Std: 4}, {Name: "logq", Shape: tensor.Of(rows, k), Wide: true, Std: 0.5, Mean: -float64(k)/2 - 1},
 			{Name: "ids", Shape: tensor.Of(rows, k), Ids: n, Distinct: true}, {Name: "targets", Shape: tensor.Of(rows), Ids: n, Negative: true}},
 		Outputs: []Output{{Name: "kl", Shape: tensor.Of(rows)}, {Name: "nll", Shape: tensor.Of(rows)}, {Name: "gradient", Shape: tensor.Of(rows, n)},
 			{Name: "mixed", Shape: tensor.Of(rows, n)}}, Wants: []int{0}, Constant: 0.37, OnlyWrites: true,

@@ -1,5 +1,5 @@
-// Losses against a teacher (backend.Distillation). REAL is the type of logits, teacher and gradients, LOSS that of the losses, VEC the
-// numbers a thread moves at a time. A block does a row.
+// Losses against a teacher (backend.Distillation). REAL is the type of logits, teacher and gradients, LOSS that of the losses, LOGQ that of kept
+// log-probabilities, VEC the numbers a thread moves at a time, LISTED the kept words of a thread. A block does a row.
 
 // A thread's part of a softmax: its largest logit and the sum of exponentials relative to it.
 struct partial {
@@ -85,10 +85,10 @@ extern "C" __global__ void __launch_bounds__(512) distill(LOSS* nll, LOSS* kl, R
 }
 
 // distill_top: of the teacher the log-probabilities of k words are known; the rest of q goes to the other words in proportion to p.
-extern "C" __global__ void __launch_bounds__(512) distill_top(LOSS* nll, LOSS* kl, REAL* logits, const REAL* logq, const int* ids, const int* targets, int n, int k, float a, float b) {
+extern "C" __global__ void __launch_bounds__(512) distill_top(LOSS* nll, LOSS* kl, REAL* logits, const LOGQ* logq, const int* ids, const int* targets, int n, int k, float a, float b) {
     i64 row = blockIdx.x;
     REAL* x = logits + row * n;
-    const REAL* lq = logq + row * k;
+    const LOGQ* lq = logq + row * k;
     const int* id = ids + row * k;
     int target = targets[row], first = threadIdx.x * VEC, step = blockDim.x * VEC;
     if (target < 0) {
