@@ -35,7 +35,7 @@ func (l Line) String() string {
 	if !l.OK {
 		verdict = "WRONG"
 	}
-	return fmt.Sprintf("%-20s %-5s %-20s error %9.2e  limit %5.0e  %s", l.Case, l.Backend, l.Tensor, l.Error, l.Limit, verdict)
+	return fmt.Sprintf("%-20s %-8s %-20s error %9.2e  limit %5.0e  %s", l.Case, l.Backend, l.Tensor, l.Error, l.Limit, verdict)
 }
 
 // unbounded stands for an error that is not a number, which JSON has no word for.

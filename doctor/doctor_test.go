@@ -87,14 +87,20 @@ func TestGolden(t *testing.T) {
 	}{{"exact", 1, false}, {"a little off", 1 + 1e-3, true}, {"no number", math.NaN(), true}} {
 		t.Run(c.name, func(t *testing.T) {
 			var lines []Line
-			wrong, err := Golden("../testdata/golden", []backend.Backend{liar{open(t, "ref")[0], c.factor}}, func(l Line) { lines = append(lines, l) })
+			wrong, err := Golden("../testdata/golden", []backend.Backend{liar{open(t, "ref")[0], c.factor}}, func(l Line) {
+				if l.Case == "nha-tiny" {
+					lines = append(lines, l)
+				} else if !l.OK { // the pretrained families have no SiLU by itself
+					t.Error(l)
+				}
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			var tensors []string
 			for _, l := range lines {
 				tensors = append(tensors, l.Tensor)
-				if l.Case != "nha-tiny" || l.OK == c.wrong || strings.HasSuffix(l.String(), "WRONG") != c.wrong {
+				if l.OK == c.wrong || strings.HasSuffix(l.String(), "WRONG") != c.wrong {
 					t.Error(l)
 				}
 				if _, err := json.Marshal(l); err != nil {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"syscall"
 )
 
 // configName is the file of a model directory that holds its way of generating.
@@ -41,8 +42,13 @@ func (g *Generator) Defaults(dir string) (Sampling, error) {
 		if err != nil {
 			return Sampling{}, fmt.Errorf("%s: %w", path, err)
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) { // a model that is one file has none
 		return Sampling{}, err
+	}
+	if o.EndTokens == nil {
+		for _, id := range g.m.Config.EosTokenIDs {
+			o.EndTokens = append(o.EndTokens, int32(id))
+		}
 	}
 	if o.EndTokens == nil {
 		if id := g.m.Config.EosTokenID; id != nil {

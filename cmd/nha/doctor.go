@@ -13,7 +13,7 @@ func newDoctor() *cobra.Command {
 	var vectors, golden string
 	c := &cobra.Command{
 		Use: "doctor", Short: "Say what this machine offers, and check every backend against independent truth",
-		Example: "  nha doctor\n  nha doctor --vectors testdata/vectors\n  nha doctor --golden testdata/golden/nha-tiny --json",
+		Example: "  nha doctor\n  nha doctor --vectors testdata/vectors\n  nha doctor --golden testdata/golden --json",
 		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if vectors == "" && golden == "" {

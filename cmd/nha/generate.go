@@ -29,7 +29,7 @@ func newGenerate() *cobra.Command {
 	var s generate.Sampling
 	c := &cobra.Command{
 		Use: "generate MODEL", Short: "Continue a prompt",
-		Long: "Generate continues --prompt, or standard input, with a model directory. What --temperature and the other sampling flags do not\n" +
+		Long: "Generate continues --prompt, or standard input, with a model: a directory, a .gguf file, or org/name in the Hugging Face cache. What --temperature and the other sampling flags do not\n" +
 			"set comes from the model's generation_config.json. A --session file is continued where it is and made where it is not: what was\n" +
 			"read once is never read again, and its size does not grow with the conversation.",
 		Example: "  nha generate runs/small --prompt 'Once upon a time' --temperature 0.8\n" +
@@ -81,9 +81,13 @@ func (o *generateOptions) check() error {
 	return nil
 }
 
-func runGenerate(c *cobra.Command, dir string, o generateOptions, s generate.Sampling) error {
+func runGenerate(c *cobra.Command, name string, o generateOptions, s generate.Sampling) error {
 	if err := o.check(); err != nil {
 		return usageError{err}
+	}
+	dir, err := model.Find(name)
+	if err != nil {
+		return err
 	}
 	b, err := openBackend()
 	if err != nil {
@@ -107,6 +111,9 @@ func runGenerate(c *cobra.Command, dir string, o generateOptions, s generate.Sam
 	tk, err := loadTokenizer(dir)
 	if err != nil {
 		return err
+	}
+	if err := m.Config.CheckTokenizer(tk.VocabSize()); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	g := generate.New(m, tk)
 	defer g.Close()
