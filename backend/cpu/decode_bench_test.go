@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"nha/attention"
 	"nha/backend"
@@ -34,19 +35,16 @@ func newLM(b *Backend, weights tensor.DType, head tensor.DType, window int) *lm 
 	random := func(d tensor.DType, rows, columns int) tensor.Tensor {
 		t := b.Alloc(d, tensor.Of(rows, columns))
 		row := make([]float32, columns)
-		for i := range rows {
-			for j := range row {
-				row[j] = float32(r.NormFloat64()) * 0.04
-			}
-			if d.Quantized() {
-				if i == 0 || i%64 == 1 { // few rows are enough
-					quantise(t.Narrow(i, i+1), row)
-				} else {
-					copy(t.Narrow(i, i+1).Bytes(), t.Narrow(i/64*64+min(i, 1), i/64*64+min(i, 1)+1).Bytes())
-				}
-				continue
-			}
-			tensor.Convert(t.Narrow(i, i+1), tensor.FromF32(row, 1, columns))
+		for i := range row {
+			row[i] = float32(r.NormFloat64()) * 0.04
+		}
+		if d.Quantized() {
+			quantise(t.Narrow(0, 1), row)
+		} else {
+			tensor.Convert(t.Narrow(0, 1), tensor.FromF32(row, 1, columns))
+		}
+		for i := 1; i < rows; i++ { // the numbers do not matter, the memory does
+			copy(t.Narrow(i, i+1).Bytes(), t.Narrow(0, 1).Bytes())
 		}
 		return t
 	}
@@ -178,10 +176,13 @@ func BenchmarkDecode(b *testing.B) {
 					m.reset(depth, ring)
 					b.Run(fmt.Sprintf("%v/W=%s/depth=%d/ring=%v", d, name, depth, ring), func(b *testing.B) {
 						m.forward(depth)
+						best := time.Hour // what else the machine does only adds
 						for b.Loop() {
+							start := time.Now()
 							m.forward(depth)
+							best = min(best, time.Since(start))
 						}
-						b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tokens/s")
+						b.ReportMetric(1/best.Seconds(), "best-tokens/s")
 					})
 				}
 			}
@@ -206,15 +207,18 @@ func BenchmarkPrefill(b *testing.B) {
 			m.tokens(chunk)
 			m.reset(tokens, tensor.F32)
 			b.Run(fmt.Sprintf("%v/tokens=%d", d, tokens), func(b *testing.B) {
+				best := time.Hour
 				for b.Loop() {
+					start := time.Now()
 					for depth := 0; depth < tokens; depth += chunk {
 						for i := range m.layers {
 							m.back(&m.layers[i], depth)
 						}
 						m.forward(depth)
 					}
+					best = min(best, time.Since(start))
 				}
-				b.ReportMetric(float64(tokens*b.N)/b.Elapsed().Seconds(), "tokens/s")
+				b.ReportMetric(float64(tokens)/best.Seconds(), "best-tokens/s")
 			})
 		}
 	}

@@ -5,7 +5,7 @@
 #include "textflag.h"
 
 // func ringRotateF32AVX2(rows int, half int, src *float32, cos *float32, sin *float32, dst *float32)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·ringRotateF32AVX2(SB), NOSPLIT, $0-48
 	MOVQ rows+0(FP), AX
 	MOVQ half+8(FP), CX
@@ -20,6 +20,8 @@ row:
 	XORQ R10, R10
 
 column:
+	PREFETCHT0  4096(DX)(R10*4)
+	PREFETCHT0  4096(R8)(R10*4)
 	VMOVUPS     (DX)(R10*4), Y0
 	VMOVUPS     (R8)(R10*4), Y1
 	VMOVUPS     (BX)(R10*4), Y3
@@ -43,7 +45,7 @@ column:
 	RET
 
 // func ringRotateF16AVX2(rows int, half int, src *uint16, cos *float32, sin *float32, dst *float32)
-// Requires: AVX, F16C, FMA3
+// Requires: AVX, F16C, FMA3, MMX+
 TEXT ·ringRotateF16AVX2(SB), NOSPLIT, $0-48
 	MOVQ rows+0(FP), AX
 	MOVQ half+8(FP), CX
@@ -58,6 +60,8 @@ row:
 	XORQ R10, R10
 
 column:
+	PREFETCHT0  4096(DX)(R10*2)
+	PREFETCHT0  4096(R8)(R10*2)
 	VCVTPH2PS   (DX)(R10*2), Y0
 	VCVTPH2PS   (R8)(R10*2), Y1
 	VMOVUPS     (BX)(R10*4), Y3
@@ -81,7 +85,7 @@ column:
 	RET
 
 // func ringWidenF16AVX2(n int, src *uint16, dst *float32)
-// Requires: AVX, F16C
+// Requires: AVX, F16C, MMX+
 TEXT ·ringWidenF16AVX2(SB), NOSPLIT, $0-24
 	MOVQ n+0(FP), AX
 	MOVQ src+8(FP), CX
@@ -89,11 +93,12 @@ TEXT ·ringWidenF16AVX2(SB), NOSPLIT, $0-24
 	XORQ BX, BX
 
 loop:
-	VCVTPH2PS (CX)(BX*2), Y0
-	VMOVUPS   Y0, (DX)(BX*4)
-	ADDQ      $0x08, BX
-	CMPQ      BX, AX
-	JLT       loop
+	PREFETCHT0 4096(CX)(BX*2)
+	VCVTPH2PS  (CX)(BX*2), Y0
+	VMOVUPS    Y0, (DX)(BX*4)
+	ADDQ       $0x08, BX
+	CMPQ       BX, AX
+	JLT        loop
 	VZEROUPPER
 	RET
 
@@ -115,7 +120,7 @@ loop:
 	RET
 
 // func ringRotateF32AVX512(rows int, half int, src *float32, cos *float32, sin *float32, dst *float32)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·ringRotateF32AVX512(SB), NOSPLIT, $0-48
 	MOVQ rows+0(FP), AX
 	MOVQ half+8(FP), CX
@@ -130,6 +135,8 @@ row:
 	XORQ R10, R10
 
 column:
+	PREFETCHT0  4096(DX)(R10*4)
+	PREFETCHT0  4096(R8)(R10*4)
 	VMOVUPS     (DX)(R10*4), Z0
 	VMOVUPS     (R8)(R10*4), Z1
 	VMOVUPS     (BX)(R10*4), Z3
@@ -153,7 +160,7 @@ column:
 	RET
 
 // func ringRotateF16AVX512(rows int, half int, src *uint16, cos *float32, sin *float32, dst *float32)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·ringRotateF16AVX512(SB), NOSPLIT, $0-48
 	MOVQ rows+0(FP), AX
 	MOVQ half+8(FP), CX
@@ -168,6 +175,8 @@ row:
 	XORQ R10, R10
 
 column:
+	PREFETCHT0  4096(DX)(R10*2)
+	PREFETCHT0  4096(R8)(R10*2)
 	VCVTPH2PS   (DX)(R10*2), Z0
 	VCVTPH2PS   (R8)(R10*2), Z1
 	VMOVUPS     (BX)(R10*4), Z3
@@ -191,7 +200,7 @@ column:
 	RET
 
 // func ringWidenF16AVX512(n int, src *uint16, dst *float32)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·ringWidenF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ n+0(FP), AX
 	MOVQ src+8(FP), CX
@@ -199,11 +208,12 @@ TEXT ·ringWidenF16AVX512(SB), NOSPLIT, $0-24
 	XORQ BX, BX
 
 loop:
-	VCVTPH2PS (CX)(BX*2), Z0
-	VMOVUPS   Z0, (DX)(BX*4)
-	ADDQ      $0x10, BX
-	CMPQ      BX, AX
-	JLT       loop
+	PREFETCHT0 4096(CX)(BX*2)
+	VCVTPH2PS  (CX)(BX*2), Z0
+	VMOVUPS    Z0, (DX)(BX*4)
+	ADDQ       $0x10, BX
+	CMPQ       BX, AX
+	JLT        loop
 	VZEROUPPER
 	RET
 

@@ -30,6 +30,9 @@ func main() {
 	Generate()
 }
 
+// ahead is how far rows are fetched, in bytes: a call reads a few thousand.
+const ahead = 4096
+
 // rotate turns rows of 2 half columns, each by its row of the tables.
 func rotate(s set, halves bool) {
 	element, goType, size := "F32", "float32", 4
@@ -59,6 +62,8 @@ func rotate(s set, halves bool) {
 	LEAQ(Mem{Base: dst, Index: half, Scale: 4}, dstHalf)
 	XORQ(i, i)
 	Label("column")
+	PREFETCHT0(Mem{Base: src, Index: i, Scale: uint8(size), Disp: ahead})
+	PREFETCHT0(Mem{Base: srcHalf, Index: i, Scale: uint8(size), Disp: ahead})
 	x, y, z, w := s.vector(), s.vector(), s.vector(), s.vector()
 	load(Mem{Base: src, Index: i, Scale: uint8(size)}, x)
 	load(Mem{Base: srcHalf, Index: i, Scale: uint8(size)}, y)
@@ -87,6 +92,7 @@ func rotate(s set, halves bool) {
 // widen and narrow convert vectors of lanes.
 func widen(s set) {
 	convert(s, "Widen", "src *uint16, dst *float32", func(src, dst, i reg.Register) {
+		PREFETCHT0(Mem{Base: src, Index: i, Scale: 2, Disp: ahead})
 		v := s.vector()
 		VCVTPH2PS(Mem{Base: src, Index: i, Scale: 2}, v)
 		VMOVUPS(v, Mem{Base: dst, Index: i, Scale: 4})
