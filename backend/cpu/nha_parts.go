@@ -70,14 +70,17 @@ func (n *nha) partsOf(c *attention.Call, tokens, held, total int) int {
 	return max(1, parts)
 }
 
-// cut makes the parts of a call; none where its heads are enough for the threads, or too short.
+// cut makes the parts of a call; none where its heads are enough for the threads, or too short. A few heads more than threads leave some
+// idle at the end: that is worth cutting where it costs nothing, forward without slots.
 func (n *nha) cut(c *attention.Call) {
 	n.parts = n.parts[:0]
 	total := 0
 	for _, tokens := range c.Lengths {
 		total += tokens
 	}
-	if len(c.Lengths)*c.KVHeads >= n.pool.Threads() || total == 0 {
+	heads, threads := len(c.Lengths)*c.KVHeads, n.pool.Threads()
+	uneven := c.Slots == 0 && n.grads == nil && heads%threads > 0 && heads < 4*threads
+	if heads >= threads && !uneven || total == 0 {
 		return
 	}
 	whole := true

@@ -142,3 +142,26 @@ func wide(c *attention.Call, g *attention.Gradients) (*attention.Call, *attentio
 	}
 	return &x, &y
 }
+
+// Three heads on two threads are cut where that costs nothing, forward without slots, and compute the same.
+func TestNHAPartsUneven(t *testing.T) {
+	pool, alone := kernel.NewPool(2), kernel.NewPool(1)
+	defer pool.Close()
+	defer alone.Close()
+	for _, s := range []struct{ slots, window, parts int }{{0, attention.Full, 6}, {0, 64, 6}, {8, 64, 0}} {
+		c, g := randomCall(1, 700, 6, 3, s.slots, s.window)
+		n, serial := newNHA(pool), newNHA(alone)
+		serial.Forward(c)
+		want := c.O.Clone()
+		n.Forward(c)
+		if len(n.parts) != s.parts {
+			t.Errorf("%d slots, window %d: %d parts, want %d", s.slots, s.window, len(n.parts), s.parts)
+		}
+		if e := tensor.MaxError(c.O, want); !(e <= 1e-5) {
+			t.Errorf("%d slots, window %d: off by %.2g", s.slots, s.window, e)
+		}
+		if n.Backward(c, g); len(n.parts) != 0 {
+			t.Errorf("%d slots, window %d: backward in %d parts", s.slots, s.window, len(n.parts))
+		}
+	}
+}
