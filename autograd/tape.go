@@ -204,7 +204,7 @@ func (t *Tape) of(d tensor.DType, s tensor.Shape) *Value {
 	return v
 }
 
-// statistic is the type of what is one number a row (rstd, log-sum-exp, losses): float32 also where the backend computes in 16
+// statistic is the type of what is one number a row (rstd, losses): float32 also where the backend computes in 16
 // bits, which would cost digits of every number of the row.
 func (t *Tape) statistic() tensor.DType {
 	if d := t.b.DType(); d.Size() > 2 {

@@ -19,6 +19,16 @@ type Residual interface {
 // Rated is a backend that knows the rate of its machine's matrix products, as published, in FLOP/s; 0: unknown.
 type Rated interface{ Peak() float64 }
 
+// Profiler is a backend that can say where the time of what f queues goes, the longest first.
+type Profiler interface{ Profile(f func()) []OpTime }
+
+// OpTime is what an op, or a kernel of it, took in all.
+type OpTime struct {
+	Name  string
+	Calls int
+	MS    float64
+}
+
 // MatMulResidual is the op matmul with a residual: c = A B (+ bias) + residual. c is not the residual's memory.
 func MatMulResidual(b Backend, op Op, c, x, y, bias, residual tensor.Tensor) {
 	require(residual.Len() == c.Len(), "matmul residual", c, residual)

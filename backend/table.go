@@ -2,7 +2,7 @@ package backend
 
 // Spec is one line of the op table: what an op takes and gives, in SPEC's letters (N tokens of a packed batch, D columns),
 // and for which of its inputs it has a gradient. F is the backend's floating-point type. Where that has 16 bits, what is one number
-// a row (rstd, lse, share, loss) and everything of the optimiser may be F32, and so may gradients of parameters.
+// a row (rstd, loss) and everything of the optimiser may be F32, and so may gradients of parameters.
 type Spec struct {
 	Name      string
 	Inputs    string

@@ -19,11 +19,13 @@ type Train struct {
 	Models []string // presets
 	Size   ModelSize
 	Timing
-	peak Shape // of the product that is the peak; tests take a smaller one
+	Recompute, Moments string                 // as in train.Settings
+	Profile            func([]backend.OpTime) // where set, and where the backend can, told how one step more divides
+	peak               Shape                  // of the product that is the peak; tests take a smaller one
 }
 
-// TrainResult is one model. MFU is 6 N tokens/s over the best product of 2048 cubed in the same process, N all parameters and
-// attention's own products not counted. PeakBytes is the growth of resident memory that training brings (gradients, moments,
+// TrainResult is one model. MFU is 6 N tokens/s over the published peak of the machine's products where the backend knows it,
+// else over the best product of 2048 cubed in the same process; N is all parameters, attention's own products are not counted. PeakBytes is the growth of resident memory that training brings (gradients, moments,
 // activations): its peak less what it was before the model was made, less the parameters; on a device, what the trainer holds
 // there. FirstStepS is the time from nothing to the end of the first step.
 type TrainResult struct {
@@ -67,6 +69,9 @@ func (o *Train) Run(ctx context.Context, b backend.Backend, emit Emit) error {
 		if err != nil {
 			return err
 		}
+		if r, ok := b.(backend.Rated); ok {
+			gflops = r.Peak() / 1e9
+		}
 		if gflops == 0 { // after a training, whose memory it would blur
 			if gflops, err = peak(ctx, b, cmp.Or(o.peak, peakShape), o.Timing); err != nil {
 				return err
@@ -95,7 +100,10 @@ func (o *Train) measure(ctx context.Context, b backend.Backend, name string) (Tr
 	defer m.Close()
 	settings := train.DefaultSettings()
 	settings.Steps, settings.Schedule, settings.Warmup = 1<<30, train.Constant, 0
-	t, err := train.NewTrainer(m, settings, &randomSource{vocabulary: c.VocabSize, batch: o.Size.Batch, context: o.Size.Context, r: rand.New(rand.NewPCG(1, 1))})
+	settings.Recompute, settings.Moments = o.Recompute, o.Moments
+	source := train.NewAhead(&randomSource{vocabulary: c.VocabSize, batch: o.Size.Batch, context: o.Size.Context, r: rand.New(rand.NewPCG(1, 1))})
+	defer source.Close()
+	t, err := train.NewTrainer(m, settings, source)
 	if err != nil {
 		return TrainResult{}, err
 	}
@@ -113,6 +121,12 @@ func (o *Train) measure(ctx context.Context, b backend.Backend, name string) (Tr
 	})
 	if err != nil || failure != nil {
 		return TrainResult{}, fmt.Errorf("%s: %w", name, errors.Join(failure, err))
+	}
+	if p, ok := b.(backend.Profiler); ok && o.Profile != nil {
+		o.Profile(p.Profile(func() { _, failure = t.Step() }))
+	}
+	if failure != nil {
+		return TrainResult{}, fmt.Errorf("%s: %w", name, failure)
 	}
 	parameters, tokens := c.Account(1).Parameters, o.Size.Batch*o.Size.Context
 	data, _ := m.Flat()

@@ -696,7 +696,7 @@ func (n notices) Notice(s string) { *n.list = append(*n.list, s) }
 
 func TestAnotherBackendIsNoticed(t *testing.T) {
 	o := textOptions(newDir(t))
-	o.Steps = 8
+	o.Steps, o.Backend = 8, "cpu" // which is another one with other threads
 	interrupted(t, o, 4)
 	o.Resume, o.Threads = true, 1
 	var list []string

@@ -458,3 +458,65 @@ func (s *steady) Next(b *model.Batch) error {
 
 func (s *steady) State() (json.RawMessage, error) { return json.Marshal(s.n) }
 func (s *steady) Restore(b json.RawMessage) error { return json.Unmarshal(b, &s.n) }
+
+// TestMomentsMustFit: bfloat16 moments want masters beside them, and a second moment that they can follow.
+func TestMomentsMustFit(t *testing.T) {
+	s := short(10)
+	s.Moments = BFloat16
+	if _, err := NewTrainer(tiny(t, open(t, "cpu")), s, &copyTask{}); err == nil || !strings.Contains(err.Error(), "moments bfloat16") {
+		t.Errorf("on the processor: %v", err)
+	}
+	s.Beta2 = 0.999
+	if err := s.Resolve(); err == nil || !strings.Contains(err.Error(), "beta2 0.999") {
+		t.Errorf("with a slow second moment: %v", err)
+	}
+	s.Moments = "float8"
+	if err := s.Resolve(); err == nil || !strings.Contains(err.Error(), `"float8"`) {
+		t.Errorf("of an unknown type: %v", err)
+	}
+	s.Moments, s.Recompute = Float32, "everything"
+	if err := s.Resolve(); err == nil || !strings.Contains(err.Error(), `"everything"`) {
+		t.Errorf("everything computed again: %v", err)
+	}
+}
+
+// failsAt is a Source whose batch of that number is an error.
+type failsAt struct {
+	copyTask
+	at uint64
+}
+
+func (f *failsAt) Next(b *model.Batch) error {
+	if f.n == f.at {
+		return errors.New("torn")
+	}
+	return f.copyTask.Next(b)
+}
+
+// TestAhead: the same batches, states that do not count the one that waits, errors where they belong.
+func TestAhead(t *testing.T) {
+	task := copyTask{rows: 2, half: 3, vocabulary: 8}
+	a, plain := NewAhead(&failsAt{task, 5}), task
+	defer a.Close()
+	var got, want model.Batch
+	for i := range 5 {
+		if i == 3 { // from here on again
+			state, err := a.State()
+			if err != nil || string(state) != "3" {
+				t.Fatalf("state %s (%v), want 3", state, err)
+			}
+			if err := a.Restore(state); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := a.Next(&got); err != nil {
+			t.Fatal(err)
+		}
+		if err := plain.Next(&want); err != nil || !slices.Equal(got.Tokens, want.Tokens) || !slices.Equal(got.Targets, want.Targets) || !slices.Equal(got.Lengths, want.Lengths) {
+			t.Fatalf("batch %d is another one (%v)", i, err)
+		}
+	}
+	if err := a.Next(&got); err == nil || err.Error() != "torn" {
+		t.Errorf("error %v, want torn", err)
+	}
+}

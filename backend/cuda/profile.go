@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"unsafe"
+
+	"nha/backend"
 )
 
 // profile is the card's time by op: an event before and one after every command. Commands then no longer follow each other
@@ -17,20 +19,13 @@ type span struct {
 	begin, end uintptr
 }
 
-// OpTime is what an op, or a kernel of it, took in all.
-type OpTime struct {
-	Name  string
-	Calls int
-	MS    float64
-}
-
 // Profile measures what f queues, the longest first.
-func (b *Backend) Profile(f func()) []OpTime {
+func (b *Backend) Profile(f func()) []backend.OpTime {
 	d := b.d
 	p := &profile{}
 	d.must(func() error { d.profile = p; return nil })
 	f()
-	sums := map[string]*OpTime{}
+	sums := map[string]*backend.OpTime{}
 	d.must(func() error {
 		d.profile = nil
 		if err := d.driver.do(cuStreamSynchronize, d.stream); err != nil {
@@ -43,7 +38,7 @@ func (b *Backend) Profile(f func()) []OpTime {
 			}
 			t := sums[s.name]
 			if t == nil {
-				t = &OpTime{Name: s.name}
+				t = &backend.OpTime{Name: s.name}
 				sums[s.name] = t
 			}
 			t.Calls++
@@ -56,11 +51,11 @@ func (b *Backend) Profile(f func()) []OpTime {
 		}
 		return nil
 	})
-	var list []OpTime
+	var list []backend.OpTime
 	for _, t := range sums {
 		list = append(list, *t)
 	}
-	slices.SortFunc(list, func(a, b OpTime) int { return cmp.Or(cmp.Compare(b.MS, a.MS), cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(list, func(a, b backend.OpTime) int { return cmp.Or(cmp.Compare(b.MS, a.MS), cmp.Compare(a.Name, b.Name)) })
 	return list
 }
 

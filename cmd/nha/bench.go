@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -185,26 +186,47 @@ func modelFlags(f *pflag.FlagSet, s *bench.ModelSize, size *string, standard str
 func newBenchTrain() *cobra.Command {
 	var o bench.Train
 	var size string
+	var profile bool
 	c := &cobra.Command{
 		Use: "train", Short: "Training steps: tokens/s, share of the peak, memory",
 		Long: "Train measures whole steps (forward, backward, clipping, AdamW) on random tokens. mfu is 6 N tokens/s, N all parameters, over\n" +
-			"peak_gflops, the best product of 2048 cubed in the same process. peak_bytes is how far resident memory grows over the\n" +
+			"peak_gflops: a card's published rate, else the best product of 2048 cubed in the same process. peak_bytes is how far resident memory grows over the\n" +
 			"parameters; first_step_s is the time from nothing to the end of the first step.",
 		Example: "  nha bench train --model transformer,nha --size small\n  nha bench train --model nha --size large --batch 1 --context 2048 --json",
 		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := bench.FindSize(size)
 			o.Size = s.Or(o.Size)
+			if profile {
+				o.Profile = printProfile
+			}
 			return measure(c, &o, err)
 		},
 	}
 	f := c.Flags()
+	f.StringVar(&o.Recompute, "recompute", "", "what backward computes again: none, activations, blocks; empty: as nha train")
+	f.StringVar(&o.Moments, "moments", "float32", "type of AdamW's moments: float32, or on a card bfloat16")
+	f.BoolVar(&profile, "profile", false, "print on standard error how a step divides into ops, where the backend can say")
 	f.StringSliceVar(&o.Models, "model", []string{"transformer", "nha"}, "presets: nha, gsa, window, transformer")
 	modelFlags(f, &o.Size, &size, "small")
 	f.IntVar(&o.Size.Batch, "batch", 0, "sequences of a step; 0: the size's")
 	f.IntVar(&o.Size.Context, "context", 0, "tokens of each; 0: the size's")
 	timingFlag(f, &o.Timing)
 	return jsonFlag(c)
+}
+
+// printProfile is the table of a step's ops, down to a thousandth of it.
+func printProfile(list []backend.OpTime) {
+	sum := 0.0
+	for _, t := range list {
+		sum += t.MS
+	}
+	fmt.Fprintf(os.Stderr, "%8.3f ms in all\n", sum)
+	for _, t := range list {
+		if t.MS > sum/1000 {
+			fmt.Fprintf(os.Stderr, "%8.3f ms %5.1f%% %5d x %s\n", t.MS, 100*t.MS/sum, t.Calls, t.Name)
+		}
+	}
 }
 
 func newBenchDecode() *cobra.Command {
