@@ -18,6 +18,9 @@ lint: ## what CI holds the code to besides its tests
 	go vet ./...
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
+families-truth: ## pretrained families against the transformers library, 20 random models (PyPI, 6 GB, once)
+	scripts/families-truth/run --models 20
+
 fuzz: ## half a minute for every fuzz target
 	scripts/fuzz 30s
 
@@ -28,4 +31,4 @@ cross: ## all six systems; the binaries go nowhere
 arm64: ## the kernels' tests for linux/arm64 under qemu-user
 	GOARCH=arm64 go test -exec 'qemu-aarch64 -cpu max' -short ./backend/cpu/kernel
 
-.PHONY: build test generate bench lint fuzz cross arm64
+.PHONY: build test generate bench lint families-truth fuzz cross arm64

@@ -130,7 +130,7 @@ func (g *Golden) Run(b backend.Backend) (Errors, error) {
 func (g *Golden) Limits(b backend.Backend) Errors {
 	switch {
 	case b.DType().Size() == 2:
-		e := Errors{Logits: 1e-1, Loss: 2e-2, Gradients: 1e-1}
+		e := Errors{Logits: 1e-1, Loss: 2e-2, Gradients: 2e-1}
 		if g.experts {
 			e.Logits = 2e-1
 		}

@@ -29,9 +29,10 @@ func newGenerate() *cobra.Command {
 	var s generate.Sampling
 	c := &cobra.Command{
 		Use: "generate MODEL", Short: "Continue a prompt",
-		Long: "Generate continues --prompt, or standard input, with a model: a directory, a .gguf file, or org/name in the Hugging Face cache. What --temperature and the other sampling flags do not\n" +
-			"set comes from the model's generation_config.json. A --session file is continued where it is and made where it is not: what was\n" +
-			"read once is never read again, and its size does not grow with the conversation.",
+		Long: "Generate continues --prompt, or standard input, with a model: a directory, a .gguf file, or org/name in the Hugging Face\n" +
+			"cache. What --temperature and the other sampling flags do not set comes from the model's generation_config.json. A --session\n" +
+			"file is continued where it is and made where it is not: what was read once is never read again, and its size does not grow\n" +
+			"with the conversation.",
 		Example: "  nha generate runs/small --prompt 'Once upon a time' --temperature 0.8\n" +
 			"  nha generate runs/small --session talk.session --prompt 'More.'\n" +
 			"  nha generate runs/small --session talk.session --fork other.session --prompt 'Or else.'\n" +
