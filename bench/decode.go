@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strings"
 
 	"nha/autograd"
 	"nha/backend"
@@ -142,7 +143,7 @@ func (o *Decode) measure(ctx context.Context, b backend.Backend, m *model.Model,
 		return DecodeResult{}, err
 	}
 	row := DecodeResult{Backend: b.Name(), Model: o.Model, DType: dtypeName(m.Tensors()[0].Value.DType), Batch: batch, Depth: depth}
-	if b.Name() == "cpu" {
+	if strings.HasPrefix(b.Name(), "cpu") {
 		settle()
 		row.Bandwidth = readBandwidth(cmp.Or(o.stream, streamBytes), 10)
 	}
@@ -167,7 +168,7 @@ func weightBytes(m *model.Model) int {
 	n := 0
 	for i, p := range m.Tensors() {
 		if i > 0 || m.Config.TieWordEmbeddings { // the embedding comes first
-			n += p.Value.Len() * p.Value.DType.Size()
+			n += p.Value.DType.Bytes(p.Value.Len())
 		}
 	}
 	return n

@@ -1,0 +1,42 @@
+//go:build linux || darwin
+
+package kernel
+
+import (
+	"math/rand/v2"
+	"os"
+	"syscall"
+	"testing"
+)
+
+// TestQuantKernelsStayInsideTheirPages: weights lie in a mapped file, so what is behind them, or before, may not exist.
+func TestQuantKernelsStayInsideTheirPages(t *testing.T) {
+	page := os.Getpagesize()
+	b, err := syscall.Mmap(-1, 0, 3*page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Munmap(b)
+	for _, edge := range [][]byte{b[:page], b[2*page:]} {
+		if err := syscall.Mprotect(edge, syscall.PROT_NONE); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := rand.New(rand.NewPCG(6, 6))
+	eachGemmSet(t, func(t *testing.T) {
+		for q := range quantTypes {
+			for blocks := 1; blocks <= 11; blocks++ {
+				n := blocks * quantLayout[q].elements
+				w := quantRandom(r, q, n)
+				x := quantised{make([]int8, n), make([]float32, n/32), make([]float32, n/32)}
+				wide, out := make([]float32, n), make([]float32, 1)
+				for _, from := range []int{page, 2*page - len(w)} {
+					at := b[from : from+len(w)]
+					copy(at, w)
+					quants[q].widen(wide, at)
+					quants[q].dot(1, n/32, at, len(w), x.p, x.dx, x.sx, out)
+				}
+			}
+		}
+	})
+}
