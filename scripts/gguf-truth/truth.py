@@ -20,11 +20,14 @@ def main():
     p.add_argument("--tokens", type=int, default=20000)
     p.add_argument("--part", action="append", choices=["blocks", "logits", "kl"], help="some of the full comparison (default: all)")
     p.add_argument("--out", help="the table, in Markdown")
+    p.add_argument("--types", help="some of the files: Q4_0,Q8_0")
     p.add_argument("files", nargs="*", help="GGUF files of SmolLM2-135M-Instruct")
     a = p.parse_args()
     if a.fixture:
         blocks.fixture(a.fixture, np.random.default_rng(12))
         return 0
+    if a.types:
+        a.files = [f for f in a.files if f.split(".")[-2] in a.types.split(",")]
     check = blocks.Check()
     library = blocks.CLibrary(a.ggml) if a.ggml else None
     parts = a.part or ["blocks", "logits", "kl"]
