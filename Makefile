@@ -21,6 +21,9 @@ lint: ## what CI holds the code to besides its tests
 families-truth: ## pretrained families against the transformers library, 20 random models (PyPI, 6 GB, once)
 	scripts/families-truth/run --models 20
 
+gguf-truth: ## GGUF files and quantised blocks against gguf-py, half a minute (PyPI once)
+	scripts/gguf-truth/run
+
 fuzz: ## half a minute for every fuzz target
 	scripts/fuzz 30s
 
@@ -31,4 +34,4 @@ cross: ## all six systems; the binaries go nowhere
 arm64: ## the kernels' tests for linux/arm64 under qemu-user
 	GOARCH=arm64 go test -exec 'qemu-aarch64 -cpu max' -short ./backend/cpu/kernel
 
-.PHONY: build test generate bench lint families-truth fuzz cross arm64
+.PHONY: build test generate bench lint families-truth gguf-truth fuzz cross arm64
