@@ -131,6 +131,7 @@ type rowTask struct {
 	a, b, c, d, e  []float32
 	ids            []int32
 	partial        [][]float32
+	dust           []float32 // a row a part, for what is not wanted
 }
 
 type rowKind uint8
@@ -169,7 +170,14 @@ func (t *rowTask) Do(_, i int) {
 	case rowRMSNorm:
 		kernel.RMSNorm(t.a[x:y], t.b[x:y], t.c, to-from, t.n, t.epsilon, t.d[from:to])
 	case rowRMSNormBackward:
-		kernel.RMSNormBackward(slice(t.a, x, y), t.partial[i], t.b[x:y], t.c[x:y], t.d, t.e[from:to], to-from, t.n, t.add)
+		if t.a != nil {
+			kernel.RMSNormBackward(t.a[x:y], t.partial[i], t.b[x:y], t.c[x:y], t.d, t.e[from:to], to-from, t.n, t.add)
+			break
+		}
+		for r := from; r < to; r++ { // dx is not wanted
+			x, y := r*t.n, (r+1)*t.n
+			kernel.RMSNormBackward(t.dust[i*t.n:(i+1)*t.n], t.partial[i], t.b[x:y], t.c[x:y], t.d, t.e[r:r+1], 1, t.n, false)
+		}
 	case rowCrossEntropy:
 		for r := from; r < to; r++ {
 			t.a[r] = kernel.CrossEntropyRow(t.b[r*t.n:(r+1)*t.n], t.ids[r], t.scale)
@@ -185,13 +193,6 @@ func (t *rowTask) Do(_, i int) {
 			kernel.AddTo(dst, t.a[r*t.n:(r+1)*t.n])
 		}
 	}
-}
-
-func slice(x []float32, from, to int) []float32 {
-	if x == nil {
-		return nil
-	}
-	return x[from:to]
 }
 
 // smallWork is the number of elements under which waking other threads costs more than it saves.
@@ -273,6 +274,8 @@ func (b *Backend) RMSNormBackward(dx, dweight backend.Gradient, dy, x, weight, r
 	t := rowTask{kind: rowRMSNormBackward, rows: rstd.Len(), n: weight.Len(), b: dy.F32(), c: x.F32(), d: weight.F32(), e: rstd.F32(), add: dx.Add}
 	if dx.Present() {
 		t.a = dx.F32()
+	} else {
+		t.dust = make([]float32, b.pool.Threads()*t.n)
 	}
 	t.partial = b.partials(t.n)
 	b.run(t)
