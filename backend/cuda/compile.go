@@ -46,7 +46,7 @@ var nvrtcNames = [nvrtcFunctions]string{"nvrtcVersion", "nvrtcCreateProgram", "n
 	"nvrtcGetNumSupportedArchs", "nvrtcGetSupportedArchs", "nvrtcGetErrorString"}
 
 // loadCompiler opens NVRTC, once; the driver's version says which is tried first.
-func loadCompiler(driverVersion int) (*compiler, error) {
+var loadCompiler = func(driverVersion int) (*compiler, error) {
 	compilerOnce.Do(func() { theCompiler, compilerError = newCompiler(driverVersion) })
 	return theCompiler, compilerError
 }

@@ -143,6 +143,13 @@ func (d *device) start() error {
 		return err
 	}
 	if err := dr.do(cuDevicePrimaryCtxRetain, uintptr(unsafe.Pointer(&d.context)), uintptr(d.handle)); err != nil {
+		const choose = "or choose another card with CUDA_VISIBLE_DEVICES"
+		switch e := err.(*Error); e.Code {
+		case codeUnavailable:
+			e.Advice = "another program has the card to itself: let it end, " + choose
+		case codeOutOfMemory:
+			e.Advice = "its memory is full: let other programs on it end, " + choose
+		}
 		return err
 	}
 	if err := dr.do(cuCtxSetCurrent, d.context); err != nil {

@@ -77,6 +77,7 @@ const (
 
 const (
 	codeOutOfMemory = 2
+	codeUnavailable = 46
 	codeNoDevice    = 100
 )
 
@@ -100,22 +101,30 @@ var loadDriver = sync.OnceValues(func() (*driver, error) {
 	if err := l.functions(driverNames[:], d.f[:]); err != nil {
 		return nil, fmt.Errorf("the NVIDIA driver is too old: %w", err)
 	}
+	if err := d.start(); err != nil {
+		return nil, err
+	}
+	return d, nil
+})
+
+// start initialises the driver.
+func (d *driver) start() error {
 	if err := d.do(cuInit, 0); err != nil {
 		if err.(*Error).Code == codeNoDevice {
-			return nil, fmt.Errorf("the NVIDIA driver finds no card (%s)", err.(*Error).Name)
+			return fmt.Errorf("the NVIDIA driver finds no card (%s)", err.(*Error).Name)
 		}
-		return nil, err
+		return err
 	}
 	var version int32
 	if err := d.do(cuDriverGetVersion, uintptr(unsafe.Pointer(&version))); err != nil {
-		return nil, err
+		return err
 	}
 	if version < 12000 {
-		return nil, fmt.Errorf("the NVIDIA driver is for CUDA %d.%d: install one for CUDA 12.0 or newer", version/1000, version%1000/10)
+		return fmt.Errorf("the NVIDIA driver is for CUDA %d.%d: install one for CUDA 12.0 or newer", version/1000, version%1000/10)
 	}
 	d.version = int(version)
-	return d, nil
-})
+	return nil
+}
 
 // do calls a function of the driver and turns its code into an error.
 //

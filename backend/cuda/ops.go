@@ -29,7 +29,6 @@ func (b *Backend) common() []moduleKey {
 		key("pointwise.cu", []define{b.real, typeOf("FROM", b.dtype), number("VEC", 8)}),
 		key("embed.cu", []define{b.real, typeOf("TABLE", b.dtype), number("VEC", 8)}),
 		key("reduce.cu", []define{b.real, typeOf("TOTAL", b.dtype), number("VEC", 8)}),
-		key("training.cu", []define{b.real, typeOf("LOSS", tensor.F32), number("VEC", 8)}),
 	}
 }
 
@@ -181,8 +180,13 @@ func (b *Backend) RMSNormBackward(dx, dweight backend.Gradient, dy, x, weight, r
 func (b *Backend) CrossEntropy(loss, logits, targets tensor.Tensor, scale float64) {
 	b.op("cross_entropy", loss, logits, targets)
 	const threads = 512
-	k := b.d.kernel("training.cu", "cross_entropy", b.real, typeOf("LOSS", loss.DType), number("VEC", wide(logits.Columns(), logits)))
-	b.d.launch(k, grid{loss.Len(), 1, 1}, threads, 0,
+	row, blocks := logits.Columns()*b.dtype.Size(), 3 // three rows at a time keep a multiprocessor busy
+	staged := row <= b.d.shared/blocks
+	if !staged {
+		row = 0
+	}
+	k := b.d.kernel("training.cu", "cross_entropy", b.real, typeOf("LOSS", loss.DType), number("VEC", wide(logits.Columns(), logits)), flag("STAGED", staged))
+	b.d.launch(k, grid{loss.Len(), 1, 1}, threads, row,
 		pointer(loss), pointer(logits), pointer(targets), integer(logits.Columns()), f32(scale))
 }
 

@@ -7,6 +7,7 @@
 
 const int steps = (COLUMNS + 32 * VEC - 1) / (32 * VEC); // vectors of a row that a lane holds
 const int warps = 4;
+const bool kept = steps * VEC <= 40; // backward holds its rows in registers; longer ones it reads twice
 
 // reciprocal_root is x^-1/2 to the last bit but rarely: one Newton step whose residual 1 - x s^2 is exact.
 __device__ __forceinline__ float reciprocal_root(float x) {
@@ -51,11 +52,12 @@ extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm_backward(REAL*
     float sums[steps][VEC] = {};
     for (i64 row = (i64)blockIdx.x * warps + warp; row < rows; row += (i64)gridDim.x * warps) {
         float scale = to_float(rstd[row]), mean = 0.0f;
+        float xs[kept ? steps : 1][VEC], gradients[kept ? steps : 1][VEC];
 #pragma unroll
         for (int s = 0; s < steps; s++) {
             int j = (s * 32 + lane) * VEC;
             if (j < COLUMNS) {
-                float v[VEC], g[VEC], w[VEC];
+                float(&v)[VEC] = xs[kept ? s : 0], (&g)[VEC] = gradients[kept ? s : 0], w[VEC];
                 load<VEC>(x + row * COLUMNS + j, v);
                 load<VEC>(dy + row * COLUMNS + j, g);
                 load<VEC>(weight + j, w);
@@ -74,9 +76,11 @@ extern "C" __global__ void __launch_bounds__(32 * warps) rms_norm_backward(REAL*
         for (int s = 0; s < steps; s++) {
             int j = (s * 32 + lane) * VEC;
             if (j < COLUMNS) {
-                float v[VEC], g[VEC], w[VEC];
-                load<VEC>(x + row * COLUMNS + j, v);
-                load<VEC>(dy + row * COLUMNS + j, g);
+                float(&v)[VEC] = xs[kept ? s : 0], (&g)[VEC] = gradients[kept ? s : 0], w[VEC];
+                if (!kept) {
+                    load<VEC>(x + row * COLUMNS + j, v);
+                    load<VEC>(dy + row * COLUMNS + j, g);
+                }
                 load<VEC>(weight + j, w);
 #pragma unroll
                 for (int i = 0; i < VEC; i++) g[i] = scale * (fmaf(-v[i], high, g[i] * w[i]) - v[i] * low);
