@@ -133,8 +133,8 @@ func (c *Config) Resolve() error {
 		}
 		c.HeadDim = c.HiddenSize / c.NumHeads
 	}
-	if c.HeadDim < 0 || c.HeadDim > 1<<20 || c.HeadDim%2 != 0 {
-		return fmt.Errorf("head_dim %d: rotary embedding needs an even number", c.HeadDim)
+	if c.HeadDim < 2 || c.HeadDim > 1<<20 || c.HeadDim%2 != 0 {
+		return fmt.Errorf("head_dim %d: rotary embedding needs an even number from 2 to %d", c.HeadDim, 1<<20)
 	}
 	if c.IntermediateSize == 0 {
 		c.IntermediateSize = 256 * ((c.HiddenSize*8/3 + 255) / 256)
@@ -155,7 +155,7 @@ func (c *Config) Resolve() error {
 	case len(c.LayerWindows) != c.NumHiddenLayers:
 		return fmt.Errorf("layer_windows has %d windows, num_hidden_layers is %d", len(c.LayerWindows), c.NumHiddenLayers)
 	}
-	for _, err := range []error{c.RopeScaling.check(), c.Experts.check()} {
+	for _, err := range []error{c.RopeScaling.check(), c.Experts.check(c.NumHiddenLayers)} {
 		if err != nil {
 			return err
 		}

@@ -71,6 +71,7 @@ func TestFamilyGradients(t *testing.T) {
 			}
 			tape.Backward()
 			tape.Reset()
+			sameGradients(t, filepath.Base(dir), m, tape, batch)
 			tape.Record(false)
 			loss := func() float64 {
 				defer tape.Reset()
@@ -97,6 +98,25 @@ func TestFamilyGradients(t *testing.T) {
 				}
 			}
 			tape.Close()
+		}
+	}
+}
+
+// sameGradients computes once more with whole blocks computed again in backward: the same bits.
+func sameGradients(t *testing.T, name string, m *model.Model, tape *autograd.Tape, batch *model.Batch) {
+	t.Helper()
+	var kept []tensor.Tensor
+	for _, p := range m.Parameters() {
+		kept = append(kept, p.Value.Gradient.Clone())
+		p.Value.ClearGradient()
+	}
+	tape.SetRecompute(autograd.RecomputeBlocks)
+	m.Loss(tape, batch, 1)
+	tape.Backward()
+	tape.Reset()
+	for i, p := range m.Parameters() {
+		if p.Value.Written() && !bytes.Equal(p.Value.Gradient.Bytes(), kept[i].Bytes()) {
+			t.Errorf("%s: %s: another gradient when blocks are computed again", name, p.Name)
 		}
 	}
 }

@@ -193,6 +193,36 @@ func TestMixtureAccount(t *testing.T) {
 	}
 }
 
+// FuzzConfig: whatever a config.json says, it is an error or a configuration that is written back as itself and can be counted.
+func FuzzConfig(f *testing.F) {
+	for _, kind := range ModelTypes() {
+		f.Add(config(kind, keys{"nha": keys{"num_slots": 4, "layer_windows": "3 full"}, "rope_scaling": keys{"type": "linear", "factor": 2}}))
+		f.Add(config(kind, nil))
+	}
+	f.Add([]byte(`{` + tiny + `}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, err := ParseConfig(text)
+		if err != nil || c.NumHiddenLayers*max(1, c.Experts.Count) > 1<<10 { // too slow to count here
+			return
+		}
+		once, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := ParseConfig(once)
+		if err != nil {
+			t.Fatalf("written back as %s: %v", once, err)
+		}
+		twice, _ := json.Marshal(again)
+		first, _ := json.Marshal(c.function())
+		second, _ := json.Marshal(again.function())
+		if string(twice) != string(once) || string(first) != string(second) {
+			t.Fatalf("%s is written back as %s", once, twice)
+		}
+		c.Account(100)
+	})
+}
+
 func TestFind(t *testing.T) {
 	hub, dir := t.TempDir(), t.TempDir()
 	t.Setenv("HF_HUB_CACHE", "")

@@ -40,12 +40,13 @@ type Experts struct {
 // In reports whether a layer has experts.
 func (e *Experts) In(layer int) bool { return e.Count > 0 && !slices.Contains(e.DenseLayers, layer) }
 
-func (e *Experts) check() error {
+func (e *Experts) check(layers int) error {
+	const most = 1 << 20 // in all layers: a few numbers in a file must not ask for all memory
 	switch {
 	case e.Count == 0:
 		return nil
-	case e.Count < 0 || e.Count > 1<<16:
-		return fmt.Errorf("num_experts %d: must be 0 to 65536", e.Count)
+	case e.Count < 0 || e.Count > most/layers:
+		return fmt.Errorf("num_experts %d in %d layers: must be 0 to %d", e.Count, layers, most/layers)
 	case e.TopK < 1 || e.TopK > e.Count:
 		return fmt.Errorf("num_experts_per_tok %d: must be 1 to num_experts %d", e.TopK, e.Count)
 	case e.Size < 1:
@@ -56,7 +57,8 @@ func (e *Experts) check() error {
 
 func (c *Config) readExperts(k *fields, layers int) error {
 	e := &c.Experts
-	step, local, dense := 1, 0, []int{}
+	step, local := 1, 0
+	var list []int
 	if !k.read("num_experts", &e.Count) {
 		k.need("num_local_experts", &e.Count)
 	} else if k.read("num_local_experts", &local) && local != e.Count {
@@ -66,15 +68,19 @@ func (c *Config) readExperts(k *fields, layers int) error {
 	k.need("moe_intermediate_size", &e.Size)
 	k.read("norm_topk_prob", &e.Normalize)
 	k.read("decoder_sparse_step", &step)
-	k.read("mlp_only_layers", &dense)
+	k.read("mlp_only_layers", &list)
 	if step < 1 {
 		k.fail("decoder_sparse_step %d: must be at least 1", step)
 	}
 	if k.err != nil {
 		return k.err
 	}
+	dense := map[int]bool{}
+	for _, i := range list {
+		dense[i] = true
+	}
 	for i := range layers {
-		if slices.Contains(dense, i) || (i+1)%step != 0 {
+		if dense[i] || (i+1)%step != 0 {
 			e.DenseLayers = append(e.DenseLayers, i)
 		}
 	}
