@@ -18,6 +18,9 @@ import (
 // (SPEC 4, 12; harmless says which are passed over). A model that is not to be trained reads its weights where they lie in the
 // file when the backend can, in half precision or quantised if they are stored so.
 func Load(path string, b backend.Backend, o LoadOptions) (*Model, error) {
+	if err := checkCache(o.Cache, b); err != nil {
+		return nil, err
+	}
 	f, err := open(path)
 	if err != nil {
 		return nil, err
@@ -25,6 +28,10 @@ func Load(path string, b backend.Backend, o LoadOptions) (*Model, error) {
 	m, err := f.load(b, o)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.source.Close())
+	}
+	m.cache = o.Cache
+	if o.Cache == tensor.Invalid && b.Name() == "cpu" && m.quantized() {
+		m.cache = tensor.F16 // less is lost so than by products with 8-bit activations
 	}
 	return m, nil
 }

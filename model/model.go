@@ -31,7 +31,8 @@ type Model struct {
 	master          tensor.Tensor // float32, where data is a rounded copy of it
 	closers         []func() error
 	hash            string
-	generation      []byte // the model's own generation_config.json; nil: none
+	generation      []byte       // the model's own generation_config.json; nil: none
+	cache           tensor.DType // of the keys and values in states; none: the backend's
 }
 
 // Parameter is one tensor by its checkpoint name. Offset is where it starts in the flat buffers, in elements.

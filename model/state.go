@@ -1,7 +1,12 @@
 package model
 
 import (
+	"fmt"
+	"slices"
+
 	"nha/attention"
+	"nha/backend"
+	"nha/tensor"
 )
 
 // State is what a model remembers of one sequence: every layer's decode state (SPEC 1.1). It is a value: Clone forks it, a
@@ -13,11 +18,27 @@ type State struct {
 
 // NewState is the state before any token.
 func (m *Model) NewState() *State {
-	s := &State{}
+	s, d := &State{}, m.cache
+	if d == tensor.Invalid {
+		d = m.b.DType()
+	}
 	for i := range m.blocks {
-		s.Layers = append(s.Layers, attention.NewState(m.blocks[i].attention, m.b.DType()))
+		s.Layers = append(s.Layers, attention.NewState(m.blocks[i].attention, d))
 	}
 	return s
+}
+
+// quantized reports whether any matrix is.
+func (m *Model) quantized() bool {
+	return slices.ContainsFunc(m.tensors, func(p Parameter) bool { return p.Value.DType.Quantized() })
+}
+
+// checkCache says why states on a backend cannot keep keys and values in type d.
+func checkCache(d tensor.DType, b backend.Backend) error {
+	if d == tensor.Invalid || d == b.DType() || d == tensor.F16 && readsInPlace(b) {
+		return nil
+	}
+	return fmt.Errorf("keys and values in %v: backend %s keeps them in %v", d, b.Name(), b.DType())
 }
 
 // Clone is a copy that shares nothing.
