@@ -34,4 +34,7 @@ cross: ## all six systems; the binaries go nowhere
 arm64: ## the kernels' tests for linux/arm64 under qemu-user
 	GOARCH=arm64 go test -exec 'qemu-aarch64 -cpu max' -short ./backend/cpu/kernel
 
-.PHONY: build test generate bench lint families-truth gguf-truth fuzz cross arm64
+eval-truth: ## nha eval beside lm-evaluation-harness on a tiny model; needs Python and PyPI once
+	scripts/eval-truth/run
+
+.PHONY: eval-truth build test generate bench lint families-truth gguf-truth fuzz cross arm64

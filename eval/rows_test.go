@@ -126,7 +126,7 @@ func TestAbsent(t *testing.T) {
 	wantError(t, err, "arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "test")
 	o.Data = ""
 	_, err = Run(context.Background(), m, bytesTokenizer, "tiny", o)
-	wantError(t, err, "arc_easy needs data", "--data")
+	wantError(t, err, "arc_easy needs --data", "ARC-Easy")
 	_, err = Run(context.Background(), m, bytesTokenizer, "tiny", Options{Tasks: []string{"arc"}})
 	wantError(t, err, `unknown task "arc"`, "arc_easy")
 }

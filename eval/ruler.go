@@ -315,9 +315,13 @@ func variableTracking(g *generator) (func() (sample, error), error) {
 	}
 	shown := chain(example, size, 3)
 	room := vtTokens + g.tokens(shown.whole()+"\n\n\n\n")
-	size, err = g.grow(10, room, 0, func(n int) string { return chain(g, n, 5).whole() })
+	step, whole := 10, func(n int) string { return chain(g, n, 5).whole() }
+	if size, err = g.grow(step, room, 0, whole); err != nil {
+		step = 1 // a length at which not even ten lines fit
+		size, err = g.grow(step, room, 0, whole)
+	}
 	return func() (sample, error) {
-		x, err := g.draw(size, 10, room, func(n int) sample { return chain(g, n, 5) })
+		x, err := g.draw(size, step, room, func(n int) sample { return chain(g, n, 5) })
 		renamed := shown.whole()
 		for _, name := range shown.outputs {
 			renamed = strings.ReplaceAll(renamed, name, g.letters(len(name), 'A'))

@@ -37,7 +37,7 @@ func measureShares(ctx context.Context, s *setup) error {
 		return fmt.Errorf("%s: the model has no slots: there is no share to measure", s.task.Name)
 	}
 	if s.o.Data == "" {
-		return fmt.Errorf("%s needs data: give --data\n%s", s.task.Name, s.task.Where())
+		return s.task.needsData(0)
 	}
 	texts, err := readTexts(s.o.Data)
 	if err != nil {

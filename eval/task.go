@@ -127,9 +127,9 @@ var Tasks = []Task{
 
 	{Name: "passkey", What: "a number of seven digits in a book, asked for at the end", Metrics: []Metric{{Name: "recall"}}, Lengths: []int{1000, 2000, 4000}, Output: "generate_until", documents: generated(passkey)},
 	{Name: "text", What: "perplexity of any text, and by position", Metrics: perTokens, Output: "loglikelihood_rolling",
-		Source: Source{Fields: "text, or a plain text file"}, documents: text},
+		Source: Source{Fields: "text"}, documents: text},
 	{Name: "share", What: "how much of the attention reads slots, by layer, head and position", Metrics: []Metric{{Name: "slot_share"}},
-		Source: Source{Fields: "text, or a plain text file"}, measure: measureShares},
+		Source: Source{Fields: "text"}, measure: measureShares},
 	{Name: "mqar", What: "multi-query associative recall, for models of its vocabulary", Metrics: []Metric{acc}, measure: measureMQAR},
 }
 
@@ -222,11 +222,8 @@ var extensions = []string{".jsonl", ".json", ".parquet", ".jsonl.gz", ".jsonl.zs
 
 // locate finds the files with the rows of a task below data, or data itself where it is a file.
 func (t *Task) locate(data string, length int) ([]string, error) {
-	absent := func() error {
-		return fmt.Errorf("%s: no file with its rows below --data %s\n%s", t.Name, data, t.Where())
-	}
 	if data == "" {
-		return nil, fmt.Errorf("%s needs data: give --data\n%s", t.Name, t.Where())
+		return nil, t.needsData(length)
 	}
 	info, err := os.Stat(data)
 	if err != nil {
@@ -250,7 +247,23 @@ func (t *Task) locate(data string, length int) ([]string, error) {
 			return files, nil
 		}
 	}
-	return nil, absent()
+	return nil, fmt.Errorf("%s: no file with its rows below --data %s: %s", t.Name, data, t.wants(length))
+}
+
+// needsData is the error of a task without --data.
+func (t *Task) needsData(length int) error { return fmt.Errorf("%s needs --data: %s", t.Name, t.wants(length)) }
+
+// wants says in a line what Where says at length.
+func (t *Task) wants(length int) string {
+	s := &t.Source
+	if s.Repository == "" {
+		return "any text: .txt, or .jsonl or .parquet with a field " + s.Fields
+	}
+	config := ""
+	if s.Config != "" {
+		config = ", part " + s.Config
+	}
+	return fmt.Sprintf("it wants split %s of https://huggingface.co/datasets/%s%s (nha eval --where %s says more)", s.Split, s.repository(length), config, t.Name)
 }
 
 func exists(path string) bool {

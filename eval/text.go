@@ -11,7 +11,7 @@ import (
 // distance from its window's beginning, so that loss against position shows what more context is worth to the model.
 func text(ctx context.Context, s *setup) error {
 	if s.o.Data == "" {
-		return fmt.Errorf("%s needs data: give --data\n%s", s.task.Name, s.task.Where())
+		return s.task.needsData(0)
 	}
 	texts, err := readTexts(s.o.Data)
 	if err != nil {

@@ -114,7 +114,7 @@ func newRoot() *cobra.Command {
 		}
 		return nil
 	}
-	root.AddCommand(newVersion(), newDoctor(), newInspect(), newConvert(), newTokenizer(), newTrain(), newGenerate(), newDemo(), newBench())
+	root.AddCommand(newVersion(), newDoctor(), newInspect(), newConvert(), newTokenizer(), newTrain(), newGenerate(), newDemo(), newEval(), newBench())
 	root.SetHelpCommand(newHelp())
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {
