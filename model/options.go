@@ -16,6 +16,7 @@ type LoadOptions struct {
 	Train   bool                   // allocate gradients, so that it can be trained
 	Trains  func(name string) bool // which tensors: nil, all of them. The others have no gradient
 	LoRA    *LoRA                  // updates of low rank, which train; nil: none
+	Own     bool                   // its tensors are copies, which Set may change
 	Share   *Model                 // the model whose frozen tensors this one takes instead of loading them; it must stay open
 	Shares  func(name string) bool // which of them, those that are the same in both files; nil: all
 	Windows string                 // a pattern that replaces the model's windows (SPEC 2); empty: as stored
@@ -65,7 +66,7 @@ func (l *LoRA) specs(c *Config) (list []weights.Spec) {
 		return nil
 	}
 	for _, s := range c.Specs() {
-		if s.Shape.Rank() == 2 && strings.HasPrefix(s.Name, "model.layers.") && l.Targets(s.Name) {
+		if s.Shape.Rank() == 2 && strings.HasPrefix(s.Name, "model.layers.") && l.Targets(s.Name) && !c.ofExperts(s.Name) {
 			a, b := loraNames(s.Name)
 			list = append(list, weights.Spec{Name: a, Shape: tensor.Of(l.Rank, s.Shape.Dim(1))}, weights.Spec{Name: b, Shape: tensor.Of(s.Shape.Dim(0), l.Rank)})
 		}

@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"nha/attention"
 )
@@ -53,6 +54,11 @@ func (e *Experts) check(layers int) error {
 		return fmt.Errorf("moe_intermediate_size %d: must be at least 1", e.Size)
 	}
 	return nil
+}
+
+// ofExperts reports whether a tensor is a router or an expert's: those have no updates of low rank.
+func (c *Config) ofExperts(name string) bool {
+	return c.Experts.Count > 0 && (strings.Contains(name, ".mlp.experts.") || strings.HasSuffix(name, ".mlp.gate.weight"))
 }
 
 func (c *Config) readExperts(k *fields, layers int) error {
