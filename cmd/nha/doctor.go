@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -10,12 +11,23 @@ import (
 )
 
 func newDoctor() *cobra.Command {
-	var vectors, golden string
+	var vectors, golden, tokenizer, cases string
 	c := &cobra.Command{
 		Use: "doctor", Short: "Say what this machine offers, and check every backend against independent truth",
-		Example: "  nha doctor\n  nha doctor --vectors testdata/vectors\n  nha doctor --golden testdata/golden --json",
+		Example: "  nha doctor\n  nha doctor --vectors testdata/vectors\n  nha doctor --golden testdata/golden --json\n  nha doctor --tokenizer model.gguf --cases cases.jsonl.gz",
 		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if (tokenizer == "") != (cases == "") {
+				return usageError{errors.New("doctor needs --tokenizer and --cases together")}
+			}
+			if tokenizer != "" {
+				if err := checkTokenizer(c, tokenizer, cases); err != nil {
+					return err
+				}
+				if vectors == "" && golden == "" {
+					return nil
+				}
+			}
 			if vectors == "" && golden == "" {
 				return printMachine(c)
 			}
@@ -57,6 +69,8 @@ func newDoctor() *cobra.Command {
 	}
 	c.Flags().StringVar(&vectors, "vectors", "", "recompute every *.safetensors of this folder of operator vectors")
 	c.Flags().StringVar(&golden, "golden", "", "recompute this model directory with expected.safetensors and expected.json, or a folder of some")
+	c.Flags().StringVar(&tokenizer, "tokenizer", "", "hold this tokenizer.json, its folder or a GGUF against --cases")
+	c.Flags().StringVar(&cases, "cases", "", `lines {"text", "ids", "decoded"}, plain or .gz, from another program`)
 	return jsonFlag(c)
 }
 
