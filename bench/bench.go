@@ -128,6 +128,13 @@ func random(b backend.Backend, dims ...int) tensor.Tensor {
 }
 
 func fill(b backend.Backend, t tensor.Tensor, draw func(*rand.Rand) float64) {
+	fillBy(b.Write, t, draw)
+}
+
+// fillHost is fill for memory of the host, whatever the backend.
+func fillHost(t tensor.Tensor, draw func(*rand.Rand) float64) { fillBy(tensor.Convert, t, draw) }
+
+func fillBy(write func(dst, src tensor.Tensor), t tensor.Tensor, draw func(*rand.Rand) float64) {
 	r := rand.New(rand.NewPCG(1, 2))
 	x := make([]float32, min(noise, t.Len()))
 	for i := range x {
@@ -135,7 +142,7 @@ func fill(b backend.Backend, t tensor.Tensor, draw func(*rand.Rand) float64) {
 	}
 	for from := 0; from < t.Len(); from += len(x) {
 		n := min(len(x), t.Len()-from)
-		b.Write(t.At(from, tensor.Of(n)), tensor.FromF32(x[:n], n))
+		write(t.At(from, tensor.Of(n)), tensor.FromF32(x[:n], n))
 	}
 }
 

@@ -19,7 +19,7 @@ import (
 // The model is a directory, or a preset in some size with random weights, which goes through a directory too: so that the
 // weights lie in memory as those of a model that was loaded. The sessions are at a depth without having read that many
 // tokens: their states are filled with random numbers, rings and slots alike, and after each step they go back to that
-// depth. A step's time does not depend on the numbers.
+// depth (in a program of steps they go on from it). A step's time does not depend on the numbers.
 type Decode struct {
 	Model   string // a preset or a model directory
 	Size    ModelSize
@@ -117,6 +117,9 @@ func (o *Decode) load(b backend.Backend, dtype string) (m *model.Model, clean fu
 		if m, err = model.New(c, b, model.Init{Seed: 1}); err != nil {
 			return nil, nil, err
 		}
+		if strings.HasPrefix(b.Name(), "cuda") && (dtype == "" || dtype == dtypeName(b.DType())) { // loading would leave them the same
+			return m, func() { m.Close() }, nil
+		}
 	}
 	defer m.Close()
 	if dtype != "" {
@@ -148,7 +151,7 @@ func (o *Decode) measure(ctx context.Context, b backend.Backend, m *model.Model,
 		row.Bandwidth = readBandwidth(cmp.Or(o.stream, streamBytes), 10)
 	}
 	d := newDecoder(m, batch, depth)
-	defer d.tape.Close()
+	defer d.close()
 	settle()
 	seconds, err := o.median(ctx, d.step)
 	if err != nil {
@@ -174,7 +177,8 @@ func weightBytes(m *model.Model) int {
 	return n
 }
 
-// decoder is sessions that write the likeliest token each.
+// decoder is sessions that write the likeliest token each: by the backend's program of decoding steps where it has one, else by
+// plain calls.
 type decoder struct {
 	m      *model.Model
 	tape   *autograd.Tape
@@ -182,23 +186,57 @@ type decoder struct {
 	states []*model.State
 	depth  int
 	logits tensor.Tensor // on the host
+
+	program backend.Decoder // nil: plain calls
+	seats   []int
+	drawn   []backend.Drawn
 }
 
 func newDecoder(m *model.Model, batch, depth int) *decoder {
 	d := &decoder{m: m, tape: autograd.New(m.Backend()), depth: depth, logits: tensor.New(m.Backend().DType(), tensor.Of(batch, m.Config.VocabSize))}
 	d.tape.Record(false)
+	if program, err := m.Decoder(); err == nil {
+		if batch <= program.Rows() {
+			d.program = program
+		} else {
+			program.Close()
+		}
+	}
 	for i := range batch {
+		token := int32(i % m.Config.VocabSize)
+		if d.program != nil { // all of the same contents: only their memory has to differ
+			if i == 0 {
+				d.states = append(d.states, stateAt(m, depth))
+			}
+			d.seats = append(d.seats, d.program.Join(d.states[0].Layers, nil, token, backend.Draw{TopP: 1, RepetitionPenalty: 1}))
+			continue
+		}
 		d.states = append(d.states, stateAt(m, depth))
-		d.batch.Tokens = append(d.batch.Tokens, int32(i%m.Config.VocabSize))
+		d.batch.Tokens = append(d.batch.Tokens, token)
 		d.batch.Lengths = append(d.batch.Lengths, 1)
 	}
 	d.batch.States = d.states
+	if d.program != nil {
+		d.program.Step(d.seats) // one is under way while the next is queued
+	}
 	return d
 }
 
+func (d *decoder) close() {
+	if d.program != nil {
+		d.program.Close()
+	}
+	d.tape.Close()
+}
+
 // step reads every session's token, brings the logits to the host, goes on to another token and turns the sessions back to
-// their depth. Sampling is not counted.
+// their depth. Sampling is not counted. A program's step draws the token, brings that, and goes on; it counts from one step's tokens to the next's.
 func (d *decoder) step() {
+	if d.program != nil {
+		d.program.Step(d.seats)
+		d.drawn = d.program.Drawn(d.drawn)
+		return
+	}
 	d.tape.Reset()
 	hidden := d.m.Hidden(d.tape, &d.batch)
 	d.m.Backend().Read(d.logits, d.m.Logits(d.tape, hidden, 0, len(d.states)).Tensor)
@@ -229,11 +267,11 @@ func stateAt(m *model.Model, depth int) *model.State {
 		}
 		for _, t := range []tensor.Tensor{l.SlotKeys, l.SlotValues, l.Keys, l.Values} {
 			if t.Present() {
-				fill(m.Backend(), t, (*rand.Rand).NormFloat64)
+				fillHost(t, (*rand.Rand).NormFloat64)
 			}
 		}
 		if l.LogGates.Present() { // logarithms of decays just below 1
-			fill(m.Backend(), l.LogGates, func(r *rand.Rand) float64 { return -r.ExpFloat64() / 16 })
+			fillHost(l.LogGates, func(r *rand.Rand) float64 { return -r.ExpFloat64() / 16 })
 		}
 	}
 	return s

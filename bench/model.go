@@ -23,6 +23,7 @@ var Sizes = []struct {
 	{"small", ModelSize{HiddenSize: 256, Layers: 6, Heads: 4, KVHeads: 4, IntermediateSize: 704, Vocabulary: 4096, Slots: 64, Batch: 8, Context: 256}},
 	{"large", ModelSize{HiddenSize: 512, Layers: 6, Heads: 8, KVHeads: 8, IntermediateSize: 1408, Vocabulary: 8192, Slots: 64, Batch: 4, Context: 512}},
 	{"135m", ModelSize{HiddenSize: 576, Layers: 30, Heads: 9, KVHeads: 3, IntermediateSize: 1536, Vocabulary: 49152, Slots: 64, Batch: 1, Context: 512}},
+	{"1.2b", ModelSize{HiddenSize: 2048, Layers: 16, Heads: 32, KVHeads: 8, IntermediateSize: 8192, Vocabulary: 128256, Slots: 64, Batch: 1, Context: 512}},
 	{"134m", ModelSize{HiddenSize: 768, Layers: 12, Heads: 12, KVHeads: 12, IntermediateSize: 2048, Vocabulary: 32000, Slots: 64, Batch: 32, Context: 1024}},
 	{"374m", ModelSize{HiddenSize: 1024, Layers: 24, Heads: 16, KVHeads: 16, IntermediateSize: 2816, Vocabulary: 32000, Slots: 64, Batch: 16, Context: 2048}},
 }
