@@ -16,6 +16,7 @@ import (
 	"slices"
 
 	"nha/autograd"
+	"nha/backend"
 	"nha/model"
 	"nha/tensor"
 	"nha/tokenizer"
@@ -39,6 +40,9 @@ type Generator struct {
 	shares  []float64     // of the last forward, [N, layers], mean over heads
 	note    func(layer int, share *autograd.Value)
 	sampler sampler
+	steps   backend.Decoder // nil until it is asked for
+	plain   bool            // there is none
+	landed  tensor.Tensor   // logits of a sequence that leaves it
 }
 
 // New is a generator over a model and its tokenizer, both of which stay the caller's.
@@ -50,7 +54,12 @@ func New(m *model.Model, tk tokenizer.Tokenizer) *Generator {
 }
 
 // Close gives the scratch memory back to the backend; the model stays open.
-func (g *Generator) Close() { g.tape.Close() }
+func (g *Generator) Close() {
+	if g.steps != nil {
+		g.steps.Close()
+	}
+	g.tape.Close()
+}
 
 // Token is one token of a continuation. The texts of all tokens, one after the other, are the continuation's text: valid
 // UTF-8 at every moment, without special tokens and without the stop string.
@@ -143,14 +152,47 @@ func (g *Generator) Samples(ctx context.Context, s *Session, prompt []int32, o S
 	return forks, reasons, err
 }
 
-// stream is one of the sequences that Continue extends.
+// stream is one of the sequences that are extended side by side.
 type stream struct {
-	index int // in the caller's list
-	text  textStream
-	count int
+	session *Session // nil once it is over
+	o       Sampling
+	sample  int
+	emit    func(t Token) error
+	done    func()                // called when it is over; nil: nobody wants to know
+	where   func(err error) error // says in an error whose sequence it is; nil: there is no need
+	row     int                   // in the last step of a decoder
+	read    bool                  // it has had one
+
+	text    textStream
+	count   int
+	id      int32 // the token that is read next, or was last
+	logProb float64
+	reason  FinishReason
 }
 
-// Continue extends several sessions, each with its own length and history, by one packed forward a token; the i-th draws as
+func (g *Generator) newStream(s *Session, o Sampling, sample int, emit func(t Token) error) *stream {
+	return &stream{session: s, o: o, sample: sample, emit: emit, text: newTextStream(g.tk, o.Stop, s.tail)}
+}
+
+// at is an error of this stream.
+func (q *stream) at(err error) error {
+	if q.where == nil {
+		return err
+	}
+	return q.where(err)
+}
+
+// draw chooses the next token from the session's logits.
+func (q *stream) draw(p *sampler) (err error) {
+	s := q.session
+	u := uniform(q.o.Seed, q.sample, s.Position())
+	if q.id, q.logProb, err = p.next(&q.o, s.logits, s.seen, u); err != nil {
+		return fmt.Errorf("after token %d of the sequence: %w", s.Position()-1, err)
+	}
+	return nil
+}
+
+// Continue extends several sessions, each with its own length and history, by one packed step a token; the i-th draws as
 // sample o.Sample + i. The reasons are in the order of the sessions, empty for those that an error left unfinished; after one
 // of emit, sessions later in the list have read a token that was not emitted.
 func (g *Generator) Continue(ctx context.Context, sessions []*Session, o Sampling, emit func(i int, t Token) error) ([]FinishReason, error) {
@@ -158,63 +200,77 @@ func (g *Generator) Continue(ctx context.Context, sessions []*Session, o Samplin
 	if err := o.Check(g.m.Config.VocabSize); err != nil {
 		return reasons, err
 	}
-	var streams []*stream
-	var active []*Session
+	streams := make([]*stream, len(sessions))
+	var active []*stream
 	for i, s := range sessions {
 		if s.Position() == 0 {
 			return reasons, errors.New("a session that has read nothing cannot be continued: give a prompt")
 		}
+		streams[i] = g.newStream(s, o, o.Sample+i, func(t Token) error { return emit(i, t) })
 		if o.MaxNewTokens == 0 {
-			reasons[i] = Length
+			streams[i].reason = Length
 			continue
 		}
-		streams, active = append(streams, &stream{index: i, text: newTextStream(g.tk, o.Stop, s.tail)}), append(active, s)
+		active = append(active, streams[i])
 	}
-	ids, logProbs := make([]int32, len(active)), make([]float64, len(active))
+	err := g.extend(ctx, active)
+	for i, q := range streams {
+		reasons[i] = q.reason
+	}
+	if err == nil && slices.Contains(reasons, Cancelled) {
+		err = context.Cause(ctx)
+	}
+	return reasons, err
+}
+
+// extend continues streams until all are over.
+func (g *Generator) extend(ctx context.Context, streams []*stream) error {
+	if d := g.decoder(); d != nil {
+		return g.fly(ctx, d, streams, nil)
+	}
+	active := slices.Clone(streams)
+	var sessions []*Session
+	var ids []int32
 	for len(active) > 0 {
-		for i, s := range active {
-			var err error
-			u := uniform(o.Seed, o.Sample+streams[i].index, s.Position())
-			if ids[i], logProbs[i], err = g.sampler.next(&o, s.logits, s.seen, u); err != nil {
-				return reasons, fmt.Errorf("after token %d of the sequence: %w", s.Position()-1, err)
+		sessions, ids = sessions[:0], ids[:0]
+		for _, q := range active {
+			if err := q.draw(&g.sampler); err != nil {
+				return err
 			}
+			sessions, ids = append(sessions, q.session), append(ids, q.id)
 		}
-		if err := g.Step(active, ids[:len(active)]); err != nil {
-			return reasons, err
+		if err := g.Step(sessions, ids); err != nil {
+			return err
 		}
 		cancelled := ctx.Err() != nil
 		left := 0
-		for i, s := range active {
-			q := streams[i]
-			t := Token{ID: ids[i], LogProb: logProbs[i], Share: g.share(i)}
-			t.Text, reasons[q.index] = q.push(t.ID, &o, cancelled)
-			if err := emit(q.index, t); err != nil {
-				return reasons, err
+		for i, q := range active {
+			t := Token{ID: q.id, LogProb: q.logProb, Share: g.share(i)}
+			t.Text, q.reason = q.push(t.ID, cancelled)
+			if err := q.emit(t); err != nil {
+				return err
 			}
-			if reasons[q.index] == Unfinished {
-				streams[left], active[left] = q, s
+			if q.reason == Unfinished {
+				active[left] = q
 				left++
 			}
 		}
-		streams, active = streams[:left], active[:left]
+		active = active[:left]
 	}
-	if slices.Contains(reasons, Cancelled) {
-		return reasons, context.Cause(ctx)
-	}
-	return reasons, nil
+	return nil
 }
 
 // push takes in a token: what text it completes, and whether it is the last.
-func (q *stream) push(id int32, o *Sampling, cancelled bool) (string, FinishReason) {
+func (q *stream) push(id int32, cancelled bool) (string, FinishReason) {
 	q.count++
-	if o.ends(id) {
+	if q.o.ends(id) {
 		return q.text.end(), Stop
 	}
 	text, stopped := q.text.push(id)
 	switch {
 	case stopped:
 		return text, Stop
-	case q.count == o.MaxNewTokens:
+	case q.count == q.o.MaxNewTokens:
 		return text + q.text.release(), Length
 	case cancelled:
 		return text + q.text.release(), Cancelled

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"nha/backend"
 )
 
 // maxLine is the longest line of a JSONL file that is read.
@@ -31,45 +33,20 @@ type Result struct {
 // Beside the prompt a line may set temperature, top_k, top_p, min_p, repetition_penalty, seed, max_new_tokens, stop (a string
 // or a list) and n; o holds for what it does not set. Blank lines are left out; a line that is not understood is an error with
 // name and the line's number, and ends the work.
+//
+// Where the backend has a program of decoding steps, lines are continued side by side; results come in the lines' order all the same.
 func (g *Generator) JSONL(ctx context.Context, name string, r io.Reader, w io.Writer, o Sampling, n int) error {
+	if d := g.decoder(); d != nil {
+		return g.flyJSONL(ctx, d, newLineReader(name, r), w, o, n)
+	}
 	return eachLine(name, r, w, func(fields map[string]json.RawMessage) (results []any, err error) {
-		o, n := o, n
-		var prompt string
-		if err := take(fields, "prompt", &prompt); err != nil {
+		q, err := readRequest(fields, o, n)
+		if err != nil {
 			return nil, err
 		}
-		for _, key := range slices.Sorted(maps.Keys(fields)) {
-			raw := fields[key]
-			if string(raw) == "null" {
-				continue
-			}
-			known := true
-			switch key {
-			case "seed":
-				err = unmarshal(key, raw, &o.Seed)
-			case "n":
-				err = unmarshal(key, raw, &n)
-			case "stop":
-				_, err = o.set("stop_strings", raw)
-			case "stop_strings", "eos_token_id":
-				known = false
-			default:
-				known, err = o.set(key, raw)
-			}
-			if err != nil {
-				return nil, err
-			}
-			if !known {
-				return nil, fmt.Errorf("unknown key %q", key)
-			}
-		}
-		lines := make([]Result, max(n, 0))
-		for i := range lines {
-			lines[i] = Result{Prompt: prompt, Tokens: []int32{}, LogProbs: []float64{}}
-		}
-		_, reasons, err := g.Samples(ctx, g.NewSession(), g.Prompt(prompt), o, n, func(i int, t Token) error {
-			l := &lines[i]
-			l.Text, l.Tokens, l.LogProbs = l.Text+t.Text, append(l.Tokens, t.ID), append(l.LogProbs, t.LogProb)
+		lines := q.results()
+		_, reasons, err := g.Samples(ctx, g.NewSession(), g.Prompt(q.prompt), q.o, q.n, func(i int, t Token) error {
+			lines[i].add(t)
 			return nil
 		})
 		for i := range reasons {
@@ -78,6 +55,149 @@ func (g *Generator) JSONL(ctx context.Context, name string, r io.Reader, w io.Wr
 		}
 		return results, err
 	})
+}
+
+// request is a line that JSONL reads.
+type request struct {
+	prompt string
+	o      Sampling
+	n      int
+}
+
+// readRequest takes in a line; o and n hold for what it does not set.
+func readRequest(fields map[string]json.RawMessage, o Sampling, n int) (q request, err error) {
+	q = request{o: o, n: n}
+	if err := take(fields, "prompt", &q.prompt); err != nil {
+		return q, err
+	}
+	for _, key := range slices.Sorted(maps.Keys(fields)) {
+		raw := fields[key]
+		if string(raw) == "null" {
+			continue
+		}
+		known := true
+		switch key {
+		case "seed":
+			err = unmarshal(key, raw, &q.o.Seed)
+		case "n":
+			err = unmarshal(key, raw, &q.n)
+		case "stop":
+			_, err = q.o.set("stop_strings", raw)
+		case "stop_strings", "eos_token_id":
+			known = false
+		default:
+			known, err = q.o.set(key, raw)
+		}
+		if err != nil {
+			return q, err
+		}
+		if !known {
+			return q, fmt.Errorf("unknown key %q", key)
+		}
+	}
+	return q, nil
+}
+
+// results are the lines to write, still empty.
+func (q *request) results() []*Result {
+	lines := make([]*Result, max(q.n, 0))
+	for i := range lines {
+		lines[i] = &Result{Prompt: q.prompt, Tokens: []int32{}, LogProbs: []float64{}}
+	}
+	return lines
+}
+
+func (l *Result) add(t Token) {
+	l.Text, l.Tokens, l.LogProbs = l.Text+t.Text, append(l.Tokens, t.ID), append(l.LogProbs, t.LogProb)
+}
+
+// flyJSONL is JSONL with sequences of several lines under way at a time.
+func (g *Generator) flyJSONL(ctx context.Context, d backend.Decoder, lines *lineReader, w io.Writer, o Sampling, n int) error {
+	type job struct {
+		results []*Result
+		left    int // that are not over
+	}
+	out := newLineWriter(w)
+	var jobs []*job // those not written, in the order of their lines
+	var ready []*stream
+	var failed error // the first of a line or of writing; what came before is still finished
+	write := func() {
+		for len(jobs) > 0 && jobs[0].left == 0 {
+			for _, x := range jobs[0].results {
+				if err := out.Encode(x); err != nil && failed == nil {
+					failed = err
+				}
+			}
+			jobs = jobs[1:]
+		}
+	}
+	prepare := func(fields map[string]json.RawMessage) error {
+		q, err := readRequest(fields, o, n)
+		if err != nil {
+			return err
+		}
+		if q.n < 1 {
+			return fmt.Errorf("%d samples: ask for at least 1", q.n)
+		}
+		if err := q.o.Check(g.m.Config.VocabSize); err != nil {
+			return err
+		}
+		s := g.NewSession()
+		if err := g.begin(ctx, s, g.Prompt(q.prompt)); err != nil {
+			return err
+		}
+		j := &job{results: q.results()}
+		jobs = append(jobs, j)
+		for i, l := range j.results {
+			if q.o.MaxNewTokens == 0 {
+				l.FinishReason = Length
+				continue
+			}
+			j.left++
+			stream := g.newStream(s, q.o, q.o.Sample+i, func(t Token) error { l.add(t); return nil })
+			if i+1 < q.n {
+				stream.session = s.Clone()
+			}
+			stream.where = lines.fail()
+			stream.done = func() {
+				l.FinishReason = stream.reason
+				if j.left--; ctx.Err() == nil {
+					write()
+				}
+			}
+			ready = append(ready, stream)
+		}
+		write()
+		return nil
+	}
+	err := g.fly(ctx, d, nil, func() (*stream, error) {
+		for len(ready) == 0 && failed == nil && ctx.Err() == nil {
+			fields, err := lines.next()
+			if err != nil {
+				failed = err
+				break
+			}
+			if fields == nil {
+				return nil, nil
+			}
+			if err := prepare(fields); err != nil {
+				failed = lines.fail()(err)
+			}
+		}
+		if len(ready) == 0 {
+			return nil, nil
+		}
+		q := ready[0]
+		ready = ready[1:]
+		return q, nil
+	})
+	if err == nil {
+		err = failed
+	}
+	if ctx.Err() != nil {
+		return lines.fail()(context.Cause(ctx))
+	}
+	return err
 }
 
 // Score is a line that ScoreJSONL writes.
@@ -150,43 +270,77 @@ func take(fields map[string]json.RawMessage, key string, into *string) error {
 
 // eachLine calls do with every line of r that is not blank and writes its results, each on a line, before it reads on.
 func eachLine(name string, r io.Reader, w io.Writer, do func(fields map[string]json.RawMessage) ([]any, error)) error {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, maxLine)
+	lines, out := newLineReader(name, r), newLineWriter(w)
+	for {
+		fields, err := lines.next()
+		if err != nil || fields == nil {
+			return err
+		}
+		results, err := do(fields)
+		if err != nil {
+			return lines.fail()(err)
+		}
+		for _, x := range results {
+			if err := out.Encode(x); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func newLineWriter(w io.Writer) *json.Encoder {
 	out := json.NewEncoder(w)
 	out.SetEscapeHTML(false)
-	number := 0
-	for lines.Scan() {
-		number++
-		line := bytes.TrimSpace(lines.Bytes())
-		if number == 1 {
+	return out
+}
+
+// lineReader reads JSON objects, one a line.
+type lineReader struct {
+	name   string
+	lines  *bufio.Scanner
+	number int // of the last line
+}
+
+func newLineReader(name string, r io.Reader) *lineReader {
+	l := &lineReader{name: name, lines: bufio.NewScanner(r)}
+	l.lines.Buffer(nil, maxLine)
+	return l
+}
+
+// fail says in an error that it is the last line's.
+func (l *lineReader) fail() func(error) error {
+	name, number := l.name, l.number
+	return func(err error) error { return fmt.Errorf("%s: line %d: %w", name, number, err) }
+}
+
+// next is the next line that is not blank, nil at the end.
+func (l *lineReader) next() (map[string]json.RawMessage, error) {
+	for l.lines.Scan() {
+		l.number++
+		line := bytes.TrimSpace(l.lines.Bytes())
+		if l.number == 1 {
 			line = bytes.TrimPrefix(line, []byte("\uFEFF"))
 		}
 		if len(line) == 0 {
 			continue
 		}
-		fail := func(err error) error { return fmt.Errorf("%s: line %d: %w", name, number, err) }
 		if !utf8.Valid(line) {
-			return fail(errors.New("not valid UTF-8"))
+			return nil, l.fail()(errors.New("not valid UTF-8"))
 		}
-		var fields map[string]json.RawMessage
+		fields := map[string]json.RawMessage{}
 		if err := json.Unmarshal(line, &fields); err != nil {
-			return fail(fmt.Errorf("not a JSON object: %w", err))
+			return nil, l.fail()(fmt.Errorf("not a JSON object: %w", err))
 		}
-		results, err := do(fields)
-		if err != nil {
-			return fail(err)
+		if fields == nil { // null
+			fields = map[string]json.RawMessage{}
 		}
-		for _, x := range results {
-			if err := out.Encode(x); err != nil {
-				return fail(err)
-			}
-		}
+		return fields, nil
 	}
-	switch err := lines.Err(); {
+	switch err := l.lines.Err(); {
 	case errors.Is(err, bufio.ErrTooLong):
-		return fmt.Errorf("%s: line %d is longer than %d bytes: not a JSONL file?", name, number+1, maxLine)
+		return nil, fmt.Errorf("%s: line %d is longer than %d bytes: not a JSONL file?", l.name, l.number+1, maxLine)
 	case err != nil:
-		return fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", l.name, err)
 	}
-	return nil
+	return nil, nil
 }
