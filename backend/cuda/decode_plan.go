@@ -85,7 +85,7 @@ func shapeOf(kind, tiles, inner, rows, sms int) matmulShape {
 		groups = tiles
 	}
 	switch {
-	case rows >= 32 && groups >= 7*sms/2:
+	case rows >= 32 && groups >= 7*sms/2 && kind != decodeResidual:
 		s.warpsK, s.warpsRows = 2, 4
 	case rows < 32 && groups < 2*sms && inner >= 512:
 		s.warpsK = 16
@@ -95,6 +95,11 @@ func shapeOf(kind, tiles, inner, rows, sms int) matmulShape {
 		s.depth = max(1, 4/s.rowTiles)
 	}
 	return s
+}
+
+// shared is the bytes of a block's sums: those of every warp along k, [columns][rows + 4].
+func (s matmulShape) shared() int {
+	return 4 * s.warpsK * 8 * s.columnTiles * (16*s.rowTiles*s.warpsRows + 4)
 }
 
 func (s matmulShape) defines() []define {
@@ -157,12 +162,15 @@ type embedArgs struct {
 }
 
 type sampleArgs struct {
-	order, logits, scans, results arg
-	vocabulary                    int32
+	order, logits, scans, peaks, results arg
+	vocabulary                           int32
 }
 
-// scanParts is the parts that sample_scan cuts a row into.
-const scanParts = 64
+// scanParts is the parts that sample_scan cuts a row into, scanThreads the threads of one.
+const (
+	scanParts   = 64
+	scanThreads = 256
+)
 
 // plan is a step under construction, for a card of so many multiprocessors.
 type plan struct {
@@ -180,8 +188,8 @@ type plannedNode struct {
 	node
 }
 
-func (p *plan) add(file, entry string, defines []define, g grid, block int, args unsafe.Pointer) {
-	p.nodes = append(p.nodes, plannedNode{file, entry, defines, node{grid: g, block: block, args: args}})
+func (p *plan) add(file, entry string, defines []define, g grid, block, shared int, args unsafe.Pointer) {
+	p.nodes = append(p.nodes, plannedNode{file, entry, defines, node{grid: g, block: block, shared: shared, args: args}})
 }
 
 // matmul adds a product of the rows of x with up to four matrices.
@@ -200,7 +208,7 @@ func (p *plan) matmul(kind int, list []backend.Affine, args *matmulArgs) (blocks
 		of = s.warpsRows
 	}
 	blocksX = blocks(tiles, of)
-	p.add("decode_matmul.cu", "decode_matmul", s.defines(), grid{blocksX, blocks(p.rows, 8*s.columnTiles), 1}, 32*s.warpsK*s.warpsRows, unsafe.Pointer(args))
+	p.add("decode_matmul.cu", "decode_matmul", s.defines(), grid{blocksX, blocks(p.rows, 8*s.columnTiles), 1}, 32*s.warpsK*s.warpsRows, s.shared(), unsafe.Pointer(args))
 	return blocksX
 }
 
@@ -218,12 +226,12 @@ func (p *plan) build() (logits, results arg) {
 	sumsAttention, sumsMLP, sumsOutput := f32s(rows*blocks(hidden, 16)), f32s(rows*blocks(hidden, 16)), f32s(rows*c0.QueryHeads)
 	qkvz, o, h := f32s(rows*stride), half(padded*width), half(padded*inner)
 	logits, results = f32s(rows*vocabulary), f32s(2*rows)
-	scans := p.alloc(16 * rows * scanParts)
+	scans, peaks := p.alloc(16*rows*scanParts), f32s(rows*scanParts*scanThreads/32)
 	perPair := 32 * c0.Group() * (c0.ValueDim + 2)
 	partial, arrived := f32s(rows*c0.KVHeads*perPair), f32s(rows*c0.KVHeads)
 	inverse, epsilon := float32(1/float64(hidden)), float32(m.Epsilon)
 
-	p.add("decode_embed.cu", "decode_embed", nil, grid{rows, 1, 1}, 256, unsafe.Pointer(&embedArgs{order: d.order, table: pointer(m.Embedding),
+	p.add("decode_embed.cu", "decode_embed", nil, grid{rows, 1, 1}, 256, 0, unsafe.Pointer(&embedArgs{order: d.order, table: pointer(m.Embedding),
 		gamma: pointer(m.Blocks[0].AttentionNorm), x: x, scaled: scaled, sums: sumsAttention, width: int32(hidden)}))
 	parts := 1
 	for i := range layers {
@@ -246,7 +254,7 @@ func (p *plan) build() (logits, results arg) {
 		if c.Slots > 0 {
 			step.normalizer = float32(1 / c.GateNormalizer)
 		}
-		p.add("decode_nha.cu", "decode_nha", shape.defines(), grid{shape.splits, c.KVHeads, rows}, 32*shape.warps, unsafe.Pointer(step))
+		p.add("decode_nha.cu", "decode_nha", shape.defines(), grid{shape.splits, c.KVHeads, rows}, 32*shape.warps, 0, unsafe.Pointer(step))
 		output := &matmulArgs{x: o, y: x, stride: int32(hidden), gamma: pointer(l.MLPNorm), scaled: scaled, sums: sumsMLP}
 		if l.OutputNorm.Present() {
 			output.squares, output.parts, output.inverse, output.epsilon = sumsOutput, int32(c.QueryHeads), float32(1/float64(width)), epsilon
@@ -262,9 +270,9 @@ func (p *plan) build() (logits, results arg) {
 	}
 	p.matmul(decodeHead, []backend.Affine{{Weight: m.Head}}, &matmulArgs{x: scaled, squares: sumsAttention, parts: int32(parts), inverse: inverse, epsilon: epsilon,
 		y: logits, stride: int32(vocabulary)})
-	sample := &sampleArgs{order: d.order, logits: logits, scans: scans, results: results, vocabulary: int32(vocabulary)}
-	p.add("decode_sample.cu", "sample_scan", nil, grid{scanParts, rows, 1}, 256, unsafe.Pointer(sample))
-	p.add("decode_sample.cu", "sample_choose", nil, grid{rows, 1, 1}, 1024, unsafe.Pointer(sample))
+	sample := &sampleArgs{order: d.order, logits: logits, scans: scans, peaks: peaks, results: results, vocabulary: int32(vocabulary)}
+	p.add("decode_sample.cu", "sample_scan", nil, grid{scanParts, rows, 1}, scanThreads, 0, unsafe.Pointer(sample))
+	p.add("decode_sample.cu", "sample_choose", nil, grid{rows, 1, 1}, 1024, 0, unsafe.Pointer(sample))
 	return logits, results
 }
 

@@ -51,6 +51,7 @@ type node struct {
 	kernel *kernel
 	grid   grid
 	block  int
+	shared int            // bytes of dynamic shared memory
 	args   unsafe.Pointer // on the heap
 }
 
@@ -74,6 +75,14 @@ const programmaticSerialization = 6
 // record makes a graph of the nodes.
 func (r *recorder) record(nodes []node) (exec uintptr) {
 	r.d.must(func() error {
+		for _, n := range nodes {
+			if n.shared > n.kernel.shared {
+				if err := r.d.driver.do(cuFuncSetAttribute, n.kernel.function, functionMaxDynamicShared, uintptr(n.shared)); err != nil {
+					return err
+				}
+				n.kernel.shared = n.shared
+			}
+		}
 		const relaxed = 2 // other threads may use the driver meanwhile
 		if err := r.do(cuStreamBeginCapture, r.d.stream, relaxed); err != nil {
 			return err
@@ -96,7 +105,7 @@ func (r *recorder) record(nodes []node) (exec uintptr) {
 // launchAll puts the nodes into the stream that is being recorded.
 func (r *recorder) launchAll(nodes []node) error {
 	for i, n := range nodes {
-		c := &launchConfig{grid: [3]uint32{uint32(n.grid.x), uint32(n.grid.y), uint32(n.grid.z)}, block: [3]uint32{uint32(n.block), 1, 1}, stream: r.d.stream}
+		c := &launchConfig{grid: [3]uint32{uint32(n.grid.x), uint32(n.grid.y), uint32(n.grid.z)}, block: [3]uint32{uint32(n.block), 1, 1}, shared: uint32(n.shared), stream: r.d.stream}
 		if r.early && i > 0 {
 			c.attributeHere.id, c.attributeHere.value[0] = programmaticSerialization, 1
 			c.attributes, c.count = &c.attributeHere, 1

@@ -5,7 +5,7 @@
 // lie side by side and they serve as the fragments of two instructions; so W goes from memory to registers without a stop.
 //
 // A warp has ROW_TILES tiles of 16 rows and COLUMN_TILES of 8 columns (rows of x); WARPS_K warps share the sum over k, WARPS_ROWS
-// take other rows. The first DEPTH loads of W are on their way before the kernel waits for x.
+// take other rows; where they add to the residual stream (KIND 2), a block has 16 or 32 rows. The first DEPTH loads of W are on their way before the kernel waits for x.
 //
 // KIND: 0 the projections of attention, up to four matrices one after the other, their rows side by side in y; 1 gate and up, y = silu(gate) up;
 // 2 added to the residual stream x, for which it leaves x gamma and sums of squares; 3 the head.
@@ -26,178 +26,174 @@ struct Matmul {
 
 const int steps = (INNER + 31) / 32, turns = (steps + WARPS_K - 1) / WARPS_K; // of 32 numbers along k, and a warp's share
 const int depth = turns < DEPTH ? turns : DEPTH;
-const int columns = 8 * COLUMN_TILES, warps = WARPS_K * WARPS_ROWS;
+const int columns = 8 * COLUMN_TILES, warps = WARPS_K * WARPS_ROWS, threads = 32 * warps;
+const int rows_of_block = 16 * ROW_TILES * WARPS_ROWS, line = rows_of_block + 4; // a column of sums in shared memory, free of bank conflicts
+const int results = (KIND == 1 ? rows_of_block / 2 : rows_of_block) * columns, share = (results + threads - 1) / threads;
+const int shares = (columns + warps - 1) / warps; // columns whose rstd a warp computes
 
-// value is one result of a tile: its row of W and of y.
+// Tile is 16 rows of a matrix, and where they come in y.
 struct Tile {
-    const bf16* low;  // rows g and g + 8
-    const bf16* high;
-    const bf16* bias;
-    int first, rows, matrix, offset;
+    int first, matrix, offset;
 };
 
-__device__ __forceinline__ Tile tile_of(const Matmul& a, int index, int lane) {
-    Tile t;
-    t.matrix = 0, t.offset = 0;
+__device__ __forceinline__ Tile tile_of(const Matmul& a, int index) {
+    Tile t = {0, 0, 0};
     if (KIND == 0) {
         while (t.matrix < 3 && index >= (a.rows[t.matrix] + 15) / 16) {
             index -= (a.rows[t.matrix] + 15) / 16;
             t.offset += a.rows[t.matrix++];
         }
     }
-    t.first = index * 16, t.rows = a.rows[t.matrix], t.bias = a.bias[t.matrix];
-    int low = min(t.first + lane / 4, t.rows - 1), high = min(t.first + lane / 4 + 8, t.rows - 1);
-    t.low = a.weight[t.matrix] + (i64)max(low, 0) * INNER;
-    t.high = a.weight[t.matrix] + (i64)max(high, 0) * INNER;
+    t.first = index * 16;
     return t;
 }
 
-extern "C" __global__ void __launch_bounds__(32 * warps) decode_matmul(const __grid_constant__ Matmul a) {
-    __shared__ float4 parts[WARPS_K > 1 ? WARPS_K / 2 * WARPS_ROWS * ROW_TILES * COLUMN_TILES * 32 : 1];
-    __shared__ float rstd[columns], sums[KIND == 2 ? WARPS_ROWS * columns : 1];
+// block_tile is a block's n-th tile; those of gate and up go in pairs.
+__device__ __forceinline__ Tile block_tile(const Matmul& a, int n) {
+    if (KIND != 1) return tile_of(a, blockIdx.x * WARPS_ROWS * ROW_TILES + n);
+    Tile t = tile_of(a, blockIdx.x * WARPS_ROWS + n / 2);
+    t.matrix = n % 2;
+    return t;
+}
+
+extern "C" __global__ void __launch_bounds__(threads) decode_matmul(const __grid_constant__ Matmul a) {
+    extern __shared__ __align__(16) float sums[]; // [WARPS_K][columns][line]
+    __shared__ float rstd[columns];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, of_k = warp % WARPS_K, of_rows = warp / WARPS_K;
     int column = blockIdx.y * columns;
-    Tile tiles[ROW_TILES];
+    const bf16* low[ROW_TILES]; // rows g and g + 8 of a tile; what lies beyond the matrix is the last row again, and not stored
+    const bf16* high[ROW_TILES];
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++) {
-        int group = blockIdx.x * WARPS_ROWS + of_rows;
-        if (KIND == 1) {
-            tiles[r] = tile_of(a, group, lane);
-            if (r == 1) { // the same rows of up
-                tiles[1].bias = a.bias[1];
-                tiles[1].low = a.weight[1] + (tiles[0].low - a.weight[0]);
-                tiles[1].high = a.weight[1] + (tiles[0].high - a.weight[0]);
-            }
-        } else {
-            tiles[r] = tile_of(a, group * ROW_TILES + r, lane);
-        }
+        Tile t = block_tile(a, of_rows * ROW_TILES + r);
+        int last = a.rows[t.matrix] - 1;
+        low[r] = a.weight[t.matrix] + (i64)min(t.first + lane / 4, last) * INNER;
+        high[r] = a.weight[t.matrix] + (i64)min(t.first + lane / 4 + 8, last) * INNER;
     }
     int from = lane % 4 * 8;
+    auto place = [&](int turn) { return (turn * WARPS_K + of_k) * 32 + from; };
     uint4 w[depth][ROW_TILES][2];
-    auto fetch = [&](uint4 (&to)[ROW_TILES][2], int turn) {
-        int k = (turn * WARPS_K + of_k) * 32 + from;
+    auto fetch = [&](uint4 (&to)[ROW_TILES][2], int k) {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
             to[r][0] = to[r][1] = make_uint4(0, 0, 0, 0);
-            if (k < INNER) to[r][0] = stream(tiles[r].low + k), to[r][1] = stream(tiles[r].high + k);
+            if (k < INNER) to[r][0] = stream(low[r] + k), to[r][1] = stream(high[r] + k);
         }
     };
 #pragma unroll
-    for (int i = 0; i < depth; i++) fetch(w[i], i);
+    for (int i = 0; i < depth; i++) fetch(w[i], place(i));
     release();
     arrive();
 
-    float sum[ROW_TILES][COLUMN_TILES][4] = {};
+    // Of x two turns are on their way.
     const bf16* x = a.x + (i64)(column + lane / 4) * INNER;
-#pragma unroll 1
-    for (int base = 0; base < turns; base += depth) {
+    uint4 v[2][COLUMN_TILES];
+    auto read = [&](uint4 (&to)[COLUMN_TILES], int k) {
 #pragma unroll
-        for (int i = 0; i < depth; i++) {
-            int turn = base + i, k = (turn * WARPS_K + of_k) * 32 + from;
-            if (turns % depth == 0 || turn < turns) {
-                uint4 v[COLUMN_TILES];
+        for (int j = 0; j < COLUMN_TILES; j++) {
+            to[j] = make_uint4(0, 0, 0, 0);
+            if (k < INNER) to[j] = *(const uint4*)(x + (i64)j * 8 * INNER + k);
+        }
+    };
+    read(v[0], place(0));
+    // The residual stream and the sums of squares come meanwhile.
+    float old[share] = {};
+    if constexpr (KIND == 2) {
 #pragma unroll
-                for (int j = 0; j < COLUMN_TILES; j++) {
-                    v[j] = make_uint4(0, 0, 0, 0);
-                    if (k < INNER) v[j] = *(const uint4*)(x + (i64)j * 8 * INNER + k);
-                }
+        for (int n = 0; n < share; n++) {
+            int i = n * threads + threadIdx.x, row = blockIdx.x * rows_of_block + i % rows_of_block, b = column + i / rows_of_block;
+            if (i < results && row < a.rows[0] && b < a.batch) old[n] = ((const float*)a.y)[(i64)b * a.stride + row];
+        }
+    }
+    float square[shares] = {};
+    if (a.squares) {
+#pragma unroll 4
+        for (int p = lane; p < a.parts; p += 32) {
 #pragma unroll
-                for (int r = 0; r < ROW_TILES; r++) {
-                    u32 first[4] = {w[i][r][0].x, w[i][r][1].x, w[i][r][0].y, w[i][r][1].y};
-                    u32 second[4] = {w[i][r][0].z, w[i][r][1].z, w[i][r][0].w, w[i][r][1].w};
-#pragma unroll
-                    for (int j = 0; j < COLUMN_TILES; j++) {
-                        mma_bf16(sum[r][j], first, v[j].x, v[j].y);
-                        mma_bf16(sum[r][j], second, v[j].z, v[j].w);
-                    }
-                }
-                if (turn + depth < turns) fetch(w[i], turn + depth);
+            for (int n = 0; n < shares; n++) {
+                int b = column + n * warps + warp;
+                if (b < a.batch && n * warps + warp < columns) square[n] += a.squares[(i64)b * a.parts + p];
             }
         }
     }
 
-    if (a.squares) { // rstd, a warp a row
-        for (int c = warp; c < columns; c += warps) {
-            float s = 0.0f;
-            if (column + c < a.batch)
-                for (int p = lane; p < a.parts; p += 32) s += a.squares[(i64)(column + c) * a.parts + p];
-            s = warp_sum(s);
-            if (lane == 0) rstd[c] = rsqrtf(s * a.inverse + a.epsilon);
-        }
-    } else {
-        for (int c = threadIdx.x; c < columns; c += 32 * warps) rstd[c] = 1.0f;
-    }
-    // The warps of a sum add up in halves.
-    auto slot = [&](int half, int r, int j) -> float4& { return parts[(((of_k % half) * WARPS_ROWS + of_rows) * ROW_TILES * COLUMN_TILES + r * COLUMN_TILES + j) * 32 + lane]; };
+    float sum[ROW_TILES][COLUMN_TILES][4] = {};
+    const int step = depth % 2 == 0 ? depth : 2 * depth; // so that w and v are registers with numbers
+#pragma unroll 1
+    for (int base = 0; base < turns; base += step) {
 #pragma unroll
-    for (int half = WARPS_K / 2; half > 0; half /= 2) {
-        if (of_k >= half && of_k < 2 * half) {
+        for (int i = 0; i < step; i++) {
+            int turn = base + i;
+            if (turn < turns) {
+                if (turn + 1 < turns) read(v[(i + 1) % 2], place(turn + 1));
 #pragma unroll
-            for (int r = 0; r < ROW_TILES; r++)
+                for (int r = 0; r < ROW_TILES; r++) {
+                    uint4 g = w[i % depth][r][0], h = w[i % depth][r][1];
+                    u32 first[4] = {g.x, h.x, g.y, h.y}, second[4] = {g.z, h.z, g.w, h.w};
 #pragma unroll
-                for (int j = 0; j < COLUMN_TILES; j++) slot(half, r, j) = make_float4(sum[r][j][0], sum[r][j][1], sum[r][j][2], sum[r][j][3]);
-        }
-        __syncthreads();
-        if (of_k < half) {
-#pragma unroll
-            for (int r = 0; r < ROW_TILES; r++)
-#pragma unroll
-                for (int j = 0; j < COLUMN_TILES; j++) {
-                    float4 o = slot(half, r, j);
-                    sum[r][j][0] += o.x, sum[r][j][1] += o.y, sum[r][j][2] += o.z, sum[r][j][3] += o.w;
-                }
-        }
-        __syncthreads();
-    }
-    if (WARPS_K == 1) __syncthreads();
-    if (of_k == 0) {
-#pragma unroll
-        for (int j = 0; j < COLUMN_TILES; j++) {
-#pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
-                int c = j * 8 + lane % 4 * 2 + odd, b = column + c;
-                float scale = rstd[c], square = 0.0f;
-                bool here = b < a.batch;
-#pragma unroll
-                for (int r = 0; r < (KIND == 1 ? 1 : ROW_TILES); r++) {
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        const Tile& t = tiles[r];
-                        int row = t.first + lane / 4 + 8 * h;
-                        if (!here || row >= t.rows) continue;
-                        float y = sum[r][j][2 * h + odd] * scale;
-                        if (t.bias) y += to_float(t.bias[row]);
-                        if constexpr (KIND == 0) {
-                            ((float*)a.y)[(i64)b * a.stride + t.offset + row] = t.matrix == a.silu ? silu(y) : y;
-                        } else if constexpr (KIND == 1) {
-                            float up = sum[ROW_TILES - 1][j][2 * h + odd] * scale;
-                            if (tiles[ROW_TILES - 1].bias) up += to_float(tiles[ROW_TILES - 1].bias[row]);
-                            ((bf16*)a.y)[(i64)b * a.stride + row] = round_to<bf16>(silu(y) * up);
-                        } else if constexpr (KIND == 2) {
-                            float* to = (float*)a.y + (i64)b * a.stride + row;
-                            y += *to;
-                            *to = y;
-                            a.scaled[(i64)b * a.stride + row] = round_to<bf16>(y * to_float(a.gamma[row]));
-                            square += y * y;
-                        } else {
-                            ((float*)a.y)[(i64)b * a.stride + row] = y;
-                        }
+                    for (int j = 0; j < COLUMN_TILES; j++) {
+                        mma_bf16(sum[r][j], first, v[i % 2][j].x, v[i % 2][j].y);
+                        mma_bf16(sum[r][j], second, v[i % 2][j].z, v[i % 2][j].w);
                     }
                 }
-                if constexpr (KIND == 2) {
-#pragma unroll
-                    for (int i = 4; i < 32; i *= 2) square += __shfl_xor_sync(0xffffffffu, square, i);
-                    if (lane < 4) sums[of_rows * columns + c] = square;
-                }
+                if (turn + depth < turns) fetch(w[i % depth], place(turn + depth));
             }
         }
     }
-    if constexpr (KIND == 2) {
-        __syncthreads();
-        for (int c = threadIdx.x; c < columns && column + c < a.batch; c += 32 * warps) {
-            float s = 0.0f;
-            for (int i = 0; i < WARPS_ROWS; i++) s += sums[i * columns + c];
-            a.sums[(i64)(column + c) * gridDim.x + blockIdx.x] = s;
+
+#pragma unroll
+    for (int n = 0; n < shares; n++) {
+        float s = warp_sum(square[n]);
+        if (lane == 0 && n * warps + warp < columns) rstd[n * warps + warp] = a.squares ? rsqrtf(s * a.inverse + a.epsilon) : 1.0f;
+    }
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+        for (int j = 0; j < COLUMN_TILES; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                sums[(of_k * columns + j * 8 + lane % 4 * 2 + i % 2) * line + (of_rows * ROW_TILES + r) * 16 + lane / 4 + i / 2 * 8] = sum[r][j][i];
+    __syncthreads();
+    auto total = [&](int row, int c) {
+        float s = 0.0f;
+#pragma unroll
+        for (int k = 0; k < WARPS_K; k++) s += sums[(k * columns + c) * line + row];
+        return s * rstd[c];
+    };
+    // Every thread has some results, neighbours in memory.
+#pragma unroll
+    for (int n = 0; n < share; n++) {
+        int i = n * threads + threadIdx.x;
+        if (results % threads != 0 && i >= results) break;
+        if constexpr (KIND == 1) {
+            const int half = rows_of_block / 2;
+            int r = i % half, c = i / half, b = column + c, row = blockIdx.x * half + r, local = r / 16 * 32 + r % 16;
+            if (row >= a.rows[0] || b >= a.batch) continue;
+            float gate = total(local, c), up = total(local + 16, c);
+            if (a.bias[0]) gate += to_float(a.bias[0][row]);
+            if (a.bias[1]) up += to_float(a.bias[1][row]);
+            ((bf16*)a.y)[(i64)b * a.stride + row] = round_to<bf16>(silu(gate) * up);
+        } else {
+            int r = i % rows_of_block, c = i / rows_of_block, b = column + c;
+            Tile t = block_tile(a, r / 16);
+            int row = t.first + r % 16;
+            bool here = row < a.rows[t.matrix] && b < a.batch;
+            float y = here ? total(r, c) : 0.0f;
+            if (here && a.bias[t.matrix]) y += to_float(a.bias[t.matrix][row]);
+            i64 at = (i64)b * a.stride + t.offset + row;
+            if constexpr (KIND == 2) {
+                y += old[n];
+                if (here) {
+                    ((float*)a.y)[at] = y;
+                    a.scaled[at] = round_to<bf16>(y * to_float(a.gamma[row]));
+                }
+                float s = here ? y * y : 0.0f; // over the block's rows of a column, 16 or 32 neighbouring threads
+#pragma unroll
+                for (int k = rows_of_block / 2; k > 0; k /= 2) s += __shfl_xor_sync(0xffffffffu, s, k);
+                if (r == 0 && b < a.batch) a.sums[(i64)b * gridDim.x + blockIdx.x] = s;
+            } else if (here) {
+                ((float*)a.y)[at] = KIND == 0 && t.matrix == a.silu ? silu(y) : y;
+            }
         }
     }
 }

@@ -4,17 +4,20 @@
 // and a draw that is a function of seed, sample and position), or the likeliest. Weights are integers, 2^40 for the likeliest
 // token, so that sums do not depend on their order; float32 logits are compared as integers of the same order.
 //
-// sample_scan looks through a part of a row's logits, sample_choose puts the parts together and draws.
+// sample_scan looks through a part of a row's logits, sample_choose puts the parts together and draws. With top-k the k-th largest of the
+// scores that are the largest of their warp is a bound for the k-th of all: those above it are few and lie in few places, and among them
+// everything is found by comparing all with all. Otherwise thresholds are found bit by bit in passes over the vocabulary.
 
 struct Sample {
     const u64* order;
     const float* logits; // [batch, vocabulary]
-    float4* scans;       // [batch, PARTS]: largest logit, sum of exp(logit - largest), largest score, its token
+    float4* scans;       // [batch, parts]: largest logit, sum of exp(logit - largest), largest score, its token
+    float* peaks;        // [batch, parts * scan_warps]: the largest score of a warp
     int* results;        // [batch, 2]: the token, -1 where logits are no numbers; its log-probability
     int vocabulary;
 };
 
-const int parts = 64, scanners = 256, choosers = 1024;
+const int parts = 64, scanners = 256, scan_warps = scanners / 32, choosers = 1024, few = 2048;
 
 __device__ __forceinline__ float score(float x, int id, const u32* seen, float penalty) {
     if (penalty != 1.0f && (seen[id / 32] >> id % 32 & 1)) x = x < 0.0f ? x * penalty : x / penalty;
@@ -47,7 +50,10 @@ extern "C" __global__ void __launch_bounds__(scanners) sample_scan(const __grid_
         int other_id = __shfl_xor_sync(0xffffffffu, id, i);
         if (other > best || other == best && other_id < id) best = other, id = other_id;
     }
-    if (threadIdx.x % 32 == 0) best_of[threadIdx.x / 32] = best, id_of[threadIdx.x / 32] = id;
+    if (threadIdx.x % 32 == 0) {
+        best_of[threadIdx.x / 32] = best, id_of[threadIdx.x / 32] = id;
+        a.peaks[(row * parts + part) * scan_warps + threadIdx.x / 32] = best;
+    }
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int w = 1; w < scanners / 32; w++)
@@ -96,7 +102,9 @@ __device__ __forceinline__ u64 before(u64 x) {
 extern "C" __global__ void __launch_bounds__(choosers) sample_choose(const __grid_constant__ Sample a) {
     release();
     arrive();
-    __shared__ u64 bins[2048];
+    __shared__ u64 bins[few];
+    __shared__ float scores[few];
+    __shared__ int tokens[few], found;
     __shared__ u32 chosen_bin;
     __shared__ u64 rest;
     __shared__ int chosen;
@@ -174,65 +182,147 @@ extern "C" __global__ void __launch_bounds__(choosers) sample_choose(const __gri
             }
             return block_total(x);
         };
-        if (seat->top_k > 0 && seat->top_k < a.vocabulary) least = search(seat->top_k - 1, false, [](float) { return (u64)1; });
-        if (seat->top_p < 1.0f) {
-            u64 all = total(0), budget = (u64)((1.0 - (double)seat->top_p) * (double)all);
-            if (budget < all) {
-                u32 key = search(budget, true, weight);
-                u64 left = rest;
-                // Of equal ones the later id is the larger: those that fit into what is left go first.
-                u64 one = weight(__uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key));
-                int drop = one > 0 ? (int)min(left / one, (u64)a.vocabulary) : 0, first = 0;
-                if (drop > 0) {
-                    int each = (a.vocabulary + choosers - 1) / choosers, from = threadIdx.x * each, to = min(from + each, a.vocabulary), mine = 0;
-                    for (int i = from; i < to; i++) {
-                        u32 k = ordered(score(logits[i], i, seen, penalty));
-                        mine += k == key && kept(k, i);
-                    }
-                    int earlier = (int)before(mine);
-                    if (threadIdx.x == 0) chosen = 0x7fffffff;
-                    __syncthreads();
-                    for (int i = from; i < to; i++) {
-                        u32 k = ordered(score(logits[i], i, seen, penalty));
-                        if (k == key && kept(k, i) && earlier++ == drop) chosen = i;
-                    }
-                    __syncthreads();
-                    first = chosen;
-                    __syncthreads();
-                }
-                least = key, tie = first;
-            }
-        }
-        if (seat->min_p > 0.0f) {
-            float limit = best + logf(seat->min_p) / slope;
-            u32 key = ordered(limit);
-            if (key > least) least = key, tie = 0;
-        }
-        // The draw, over tokens in the order of their ids.
-        int each = (a.vocabulary + choosers - 1) / choosers, from = threadIdx.x * each, to = min(from + each, a.vocabulary);
-        u64 mine = 0;
-        for (int i = from; i < to; i++) {
-            float y = score(logits[i], i, seen, penalty);
-            if (kept(ordered(y), i)) mine += weight(y);
-        }
-        u64 all = block_total(mine), at = before(mine);
-        u64 target = (u64)(uniform(seat->seed, seat->sample, seat->position + 1) * (double)all);
-        if (threadIdx.x == 0) chosen = id;
+        u32 allowed = ordered(seat->min_p > 0.0f ? best + logf(seat->min_p) / slope : -3.4e38f);
+        double u = uniform(seat->seed, seat->sample, seat->position + 1);
+        int top_k = seat->top_k;
+        bool done = false;
+        if (threadIdx.x == 0) chosen = id, found = few + 1;
         __syncthreads();
-        if (at <= target && target < at + mine) {
+        if (top_k > 0 && top_k <= parts * scan_warps / 2) { // few candidates
+            const float* peaks = a.peaks + row * parts * scan_warps;
+            for (int i = threadIdx.x; i < parts * scan_warps; i += choosers) scores[i] = __ldcg(peaks + i);
+            __syncthreads();
+            float* bound = scores + parts * scan_warps;
+            for (int i = threadIdx.x; i < parts * scan_warps; i += choosers) {
+                int larger = 0;
+                for (int j = 0; j < parts * scan_warps; j++) larger += scores[j] > scores[i] || scores[j] == scores[i] && j < i;
+                if (larger == top_k - 1) *bound = scores[i], found = 0;
+            }
+            __syncthreads();
+            float from_here = *bound;
+            int each = (a.vocabulary + parts - 1) / parts, warp = threadIdx.x / 32;
+            u32 mine = 0; // of the peaks that this warp looks after, those to visit
+            static_assert(parts * scan_warps / (choosers / 32) <= 32, "a bit for each");
+            for (int n = 0; n < parts * scan_warps / (choosers / 32); n++) mine |= (u32)(scores[n * (choosers / 32) + warp] >= from_here) << n;
+            __syncthreads(); // scores are the candidates' from here on
+            for (; mine; mine &= mine - 1) {
+                int peak = (__ffs(mine) - 1) * (choosers / 32) + warp, first = peak / scan_warps * each, to = min(first + each, a.vocabulary);
+                for (int i = first + peak % scan_warps * 32 + lane; i < to; i += scanners) {
+                    float y = score(logits[i], i, seen, penalty);
+                    if (y < from_here) continue;
+                    int n = atomicAdd(&found, 1);
+                    if (n < few) scores[n] = y, tokens[n] = i, bins[n] = weight(y);
+                }
+            }
+            __syncthreads();
+            done = found <= few;
+        }
+        if (done) {
+            int n = found;
+            const int own = few / choosers;
+            bool in[own];
+            for (int c = 0; c < own; c++) { // top-k
+                int i = c * choosers + threadIdx.x, larger = 0;
+                in[c] = i < n;
+                if (in[c])
+                    for (int j = 0; j < n; j++) larger += scores[j] > scores[i];
+                in[c] = in[c] && larger < top_k;
+            }
+            auto drop = [&]() { // what is out weighs nothing; the sum of the rest
+                u64 x = 0;
+                __syncthreads();
+                for (int c = 0; c < own; c++) {
+                    int i = c * choosers + threadIdx.x;
+                    if (i < n && !in[c]) bins[i] = 0;
+                    if (i < n) x += bins[i];
+                }
+                x = block_total(x);
+                __syncthreads();
+                return x;
+            };
+            u64 all = drop();
+            u64 budget = seat->top_p < 1.0f ? (u64)((1.0 - (double)seat->top_p) * (double)all) : 0;
+            for (int c = 0; c < own; c++) {
+                int i = c * choosers + threadIdx.x;
+                if (!in[c]) continue;
+                if (budget > 0) { // top-p: with all that are less likely, and of equal ones the earlier
+                    u64 below = 0;
+                    for (int j = 0; j < n; j++)
+                        if (scores[j] < scores[i] || scores[j] == scores[i] && tokens[j] <= tokens[i]) below += bins[j];
+                    in[c] = below > budget;
+                }
+                in[c] = in[c] && ordered(scores[i]) >= allowed;
+            }
+            all = drop();
+            u64 target = (u64)(u * (double)all);
+            for (int c = 0; c < own; c++) {
+                int i = c * choosers + threadIdx.x;
+                if (!in[c]) continue;
+                u64 at = 0;
+                for (int j = 0; j < n; j++)
+                    if (tokens[j] < tokens[i]) at += bins[j];
+                if (at <= target && target < at + bins[i]) chosen = tokens[i];
+            }
+            __syncthreads();
+            id = chosen;
+        }
+        if (!done) {
+            if (top_k > 0 && top_k < a.vocabulary) least = search(top_k - 1, false, [](float) { return (u64)1; });
+            if (seat->top_p < 1.0f) {
+                u64 all = total(0), budget = (u64)((1.0 - (double)seat->top_p) * (double)all);
+                if (budget < all) {
+                    u32 key = search(budget, true, weight);
+                    u64 left = rest;
+                    // Of equal ones the later id is the larger: those that fit into what is left go first.
+                    u64 one = weight(__uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key));
+                    int drop = one > 0 ? (int)min(left / one, (u64)a.vocabulary) : 0, first = 0;
+                    if (drop > 0) {
+                        int each = (a.vocabulary + choosers - 1) / choosers, from = threadIdx.x * each, to = min(from + each, a.vocabulary), mine = 0;
+                        for (int i = from; i < to; i++) {
+                            u32 k = ordered(score(logits[i], i, seen, penalty));
+                            mine += k == key && kept(k, i);
+                        }
+                        int earlier = (int)before(mine);
+                        if (threadIdx.x == 0) chosen = 0x7fffffff;
+                        __syncthreads();
+                        for (int i = from; i < to; i++) {
+                            u32 k = ordered(score(logits[i], i, seen, penalty));
+                            if (k == key && kept(k, i) && earlier++ == drop) chosen = i;
+                        }
+                        __syncthreads();
+                        first = chosen;
+                        __syncthreads();
+                    }
+                    least = key, tie = first;
+                }
+            }
+            if (allowed > least) least = allowed, tie = 0;
+            // The draw, over tokens in the order of their ids.
+            int each = (a.vocabulary + choosers - 1) / choosers, from = threadIdx.x * each, to = min(from + each, a.vocabulary);
+            u64 mine = 0;
             for (int i = from; i < to; i++) {
                 float y = score(logits[i], i, seen, penalty);
-                if (!kept(ordered(y), i)) continue;
-                u64 w = weight(y);
-                if (target < at + w) {
-                    chosen = i;
-                    break;
-                }
-                at += w;
+                if (kept(ordered(y), i)) mine += weight(y);
             }
+            u64 all = block_total(mine), at = before(mine);
+            u64 target = (u64)(u * (double)all);
+            if (threadIdx.x == 0) chosen = id;
+            __syncthreads();
+            if (at <= target && target < at + mine) {
+                for (int i = from; i < to; i++) {
+                    float y = score(logits[i], i, seen, penalty);
+                    if (!kept(ordered(y), i)) continue;
+                    u64 w = weight(y);
+                    if (target < at + w) {
+                        chosen = i;
+                        break;
+                    }
+                    at += w;
+                }
+            }
+            __syncthreads();
+            id = chosen;
         }
-        __syncthreads();
-        id = chosen;
     }
     if (threadIdx.x == 0) {
         a.results[2 * row] = broken ? -1 : id;
