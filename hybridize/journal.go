@@ -122,7 +122,7 @@ func (j *Journal) Remember(measure func(model.Windows) (Quality, error)) func(mo
 // Close closes the file.
 func (j *Journal) Close() error { return j.file.Close() }
 
-// writeWindows writes the windows file of a search: TOML that `--windows @FILE` and --apply read.
+// windowsFile is the text of the windows file of a search: TOML that --windows @FILE reads.
 func windowsFile(w model.Windows, comment string) string {
 	var b strings.Builder
 	for _, line := range strings.Split(comment, "\n") {

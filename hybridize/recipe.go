@@ -15,17 +15,18 @@ import (
 
 // Recipe is a whole conversion, the keys of a TOML file.
 type Recipe struct {
-	Base    string  `toml:"base"`    // directory, GGUF file or Hugging Face name
-	Windows string  `toml:"windows"` // of every layer (SPEC 2)
-	Slots   int     `toml:"slots"`
-	Gates   string  `toml:"gates"` // spread, keys or random
-	DType   string  `toml:"dtype"` // of the weights written: float32, float16, bfloat16; empty: as the base has them, float32 from a GGUF file
-	Seed    uint64  `toml:"seed"`
-	Context int     `toml:"context"` // tokens of a row
-	Batch   int     `toml:"batch"`   // rows of a batch
-	LoRA    LoRA    `toml:"lora"`
-	Data    []Data  `toml:"data"`
-	Stages  []Stage `toml:"stage"`
+	Base       string   `toml:"base"`    // directory, GGUF file or Hugging Face name
+	Windows    string   `toml:"windows"` // of every layer (SPEC 2)
+	Slots      int      `toml:"slots"`
+	Gates      string   `toml:"gates"` // spread, keys or random
+	DType      string   `toml:"dtype"` // of the weights written: float32, float16, bfloat16; empty: as the base has them, float32 from a GGUF file
+	Seed       uint64   `toml:"seed"`
+	Context    int      `toml:"context"`    // tokens of a row
+	Batch      int      `toml:"batch"`      // rows of a batch
+	Validation []string `toml:"validation"` // text to validate on; empty: a part of the first source of text is held out
+	LoRA       LoRA     `toml:"lora"`
+	Data       []Data   `toml:"data"`
+	Stages     []Stage  `toml:"stage"`
 }
 
 // LoRA is updates of low rank that train in every stage and are merged at the end; they and what else trained are also written as an adapter.
@@ -172,7 +173,7 @@ func (r *Recipe) Check() error {
 
 func (d *Data) check() error {
 	if d.Kind == "" {
-		d.Kind = "text"
+		d.Kind = textKind
 	}
 	if d.Weight == 0 {
 		d.Weight = 1
@@ -180,7 +181,7 @@ func (d *Data) check() error {
 	switch {
 	case len(d.Files) == 0:
 		return fmt.Errorf("files is empty: name the text to train on")
-	case d.Kind != "text" && d.Kind != "chat":
+	case d.Kind != textKind && d.Kind != chatKind:
 		return fmt.Errorf("kind %q: use text or chat", d.Kind)
 	case d.Weight < 0:
 		return fmt.Errorf("weight %v: must be positive", d.Weight)

@@ -59,7 +59,7 @@ func (f *files) load(b backend.Backend, o LoadOptions) (*Model, error) {
 	for _, s := range specs {
 		stored[s.Name], _ = f.source.Tensor(s.Name)
 	}
-	if !o.Train && o.Share == nil && readsInPlace(b) {
+	if !o.Train && !o.Own && o.Share == nil && readsInPlace(b) {
 		m := inPlace(c, stored, b)
 		m.generation, m.closers = f.generation, append(m.closers, f.source.Close)
 		return m, nil

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"nha/convert"
+	"nha/hybridize"
 	"nha/model"
 	"nha/tensor"
 )
@@ -19,14 +20,14 @@ var (
 
 func newConvert() *cobra.Command {
 	var o convert.Options
-	var dtype, blocks string
+	var dtype, blocks, adapter string
 	c := &cobra.Command{
 		Use: "convert MODEL DIR", Short: "Write a model anew: GGUF to a directory, other number types, quantised",
 		Long: "Convert writes the model, a Hugging Face directory or a GGUF file, into a new directory, with its tokenizer and chat template.\n" +
 			"Without --dtype and --quantize every tensor keeps its type, a GGUF file's blocks too: such a directory is for nha. With --dtype\n" +
 			"the directory is for every program that reads Hugging Face's. --quantize stores matrices in blocks of 32 numbers with one\n" +
 			"scale, Q8_0 or Q4_0; norms, biases and gates stay as they are.",
-		Example: "  nha convert model.gguf model-f32 --dtype f32\n  nha convert org/name small --quantize q8",
+		Example: "  nha convert model.gguf model-f32 --dtype f32\n  nha convert org/name small --quantize q8\n  nha convert --merge hybrid/adapter org/name hybrid",
 		Args:    exactly("MODEL", "DIR"),
 		RunE: func(c *cobra.Command, args []string) error {
 			var ok bool
@@ -35,6 +36,12 @@ func newConvert() *cobra.Command {
 			}
 			if o.Quantize, ok = blockTypes[blocks]; !ok {
 				return usageError{fmt.Errorf("--quantize %s: choose q8 or q4", blocks)}
+			}
+			if adapter != "" {
+				if o.Quantize != tensor.Invalid {
+					return usageError{fmt.Errorf("--merge and --quantize: merge first, then quantise what came of it")}
+				}
+				return hybridize.Apply(adapter, args[0], args[1], o.DType, o.Force)
 			}
 			path, err := model.Find(args[0])
 			if err != nil {
@@ -56,6 +63,7 @@ func newConvert() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&dtype, "dtype", "", "numbers of the tensors that are not quantised: f32, f16 or bf16 (default: as they are)")
 	f.StringVar(&blocks, "quantize", "", "store matrices in blocks: q8 (Q8_0) or q4 (Q4_0)")
+	f.StringVar(&adapter, "merge", "", "apply the adapter in this directory (adapter_config.json) to MODEL, its base")
 	f.BoolVar(&o.Force, "force", false, "replace the model that DIR holds")
 	return jsonFlag(c)
 }

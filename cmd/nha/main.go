@@ -102,7 +102,7 @@ func newRoot() *cobra.Command {
 	p := root.PersistentFlags()
 	p.IntVar(&flags.threads, "threads", 0, "threads to compute with; 0 means all (GOMAXPROCS)")
 	p.StringVar(&flags.backend, "backend", backend.Auto, "where to compute: "+strings.Join(backends, ", "))
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
 		if flags.threads < 0 {
 			return usageError{fmt.Errorf("--threads %d: must be 0 (all) or more", flags.threads)}
 		}
@@ -112,9 +112,9 @@ func newRoot() *cobra.Command {
 		if flags.threads > 0 {
 			runtime.GOMAXPROCS(flags.threads)
 		}
-		return nil
+		return windowsFromFile(c)
 	}
-	root.AddCommand(newVersion(), newDoctor(), newInspect(), newConvert(), newTokenizer(), newTrain(), newGenerate(), newDemo(), newEval(), newBench())
+	root.AddCommand(newVersion(), newDoctor(), newInspect(), newConvert(), newTokenizer(), newTrain(), newGenerate(), newDemo(), newEval(), newBench(), newHybridize(), newTune())
 	root.SetHelpCommand(newHelp())
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {

@@ -1,0 +1,434 @@
+package hybridize
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"nha/atomicfile"
+	"nha/attention"
+	"nha/autograd"
+	"nha/backend"
+	"nha/data"
+	"nha/eval"
+	"nha/model"
+	"nha/plot"
+	"nha/tensor"
+	"nha/tokenizer"
+	"nha/weights"
+)
+
+// TuneOptions are a search for the windows of a model.
+type TuneOptions struct {
+	Model  string
+	Base   string // gives full layers its own attention in place of the model's; empty: the model's
+	Budget Budget
+	Data   []string // text whose loss is measured
+	Out    string   // windows file; beside it OUT.jsonl, the journal, OUT.costs.json, and with Pareto OUT.svg and OUT.png
+	Apply  bool     // write the windows (and the base's attention in full layers) into the model
+
+	Choices      []int // windows a layer may have, ascending
+	Context      int   // tokens of a row of text
+	Rows         int   // of it
+	RecallLength int   // tokens of passkey samples; 0: recall is not measured
+	RecallCount  int   // samples
+	RecallWeight float64
+	Haystack     string
+	Exchanges    int
+	Pareto       []int // numbers of full layers for the picture; none: no picture
+	Randoms      int   // random placements for each of them
+	Seed         uint64
+
+	Backend  string
+	Threads  int
+	Cache    string
+	Notice   func(string)                     // may be nil
+	Progress func(stage string, done, of int) // may be nil
+}
+
+// DefaultTuneOptions are those of the verb.
+func DefaultTuneOptions() TuneOptions {
+	return TuneOptions{Choices: []int{64, attention.Full}, Context: 2048, Rows: 8, RecallLength: 1000, RecallCount: 50, RecallWeight: 1, Exchanges: 40, Randoms: 3, Seed: 42}
+}
+
+// Tuned is what a search found.
+type Tuned struct {
+	*Choice
+	Points []Point // of the picture
+}
+
+// Point is one placement of full layers.
+type Point struct {
+	Placement string // search, even or random
+	Full      int
+	Bytes     int // of state at 32768 tokens
+	Windows   model.Windows
+	Quality   Quality
+}
+
+// paretoLength is where the picture's bytes are counted.
+const paretoLength = 32 << 10
+
+// tuner is a search at work.
+type tuner struct {
+	*TuneOptions
+	m       *model.Model
+	tk      tokenizer.Tokenizer
+	batches []model.Batch
+	tape    *autograd.Tape
+	// By layer, the attention's tensors where full layers are the base's: the model's own and the base's.
+	own, base []map[string]tensor.Tensor
+	fromBase  []bool
+}
+
+// Tune searches, writes the windows file and, where asked to, the picture and the model.
+func Tune(ctx context.Context, o TuneOptions) (_ *Tuned, err error) {
+	if o.Notice == nil {
+		o.Notice = func(string) {}
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	path, err := model.Find(o.Model)
+	if err != nil {
+		return nil, err
+	}
+	b, err := backend.OpenBest(o.Backend, o.Threads, o.Notice)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	t := &tuner{TuneOptions: &o}
+	if t.tk, err = openTokenizer(path); err != nil {
+		return nil, err
+	}
+	if t.m, err = model.Load(path, b, model.LoadOptions{Own: o.Base != ""}); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, t.m.Close()) }()
+	hash := t.m.Hash()
+	if t.batches, err = t.read(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.readBase(); err != nil {
+		return nil, err
+	}
+	t.tape = autograd.New(b)
+	t.tape.Record(false)
+	defer t.tape.Close()
+	var times CostTable
+	if o.Budget.Kind == StepTime {
+		if times, err = MeasureCosts(ctx, o.Out+".costs.json", path, hash, b, o.Budget.At, o.Choices); err != nil {
+			return nil, err
+		}
+	}
+	cost, err := o.Budget.Cost(&t.m.Config, times)
+	if err != nil {
+		return nil, err
+	}
+	j, err := OpenJournal(o.Out+".jsonl", map[string]string{"model": hash, "base": o.Base, "data": strings.Join(o.Data, " "), "context": strconv.Itoa(o.Context), "rows": strconv.Itoa(o.Rows),
+		"recall": fmt.Sprintf("%d x %d, seed %d, %s", o.RecallCount, o.RecallLength, o.Seed, o.Haystack), "backend": b.Name()})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, j.Close()) }()
+	measure := j.Remember(func(w model.Windows) (Quality, error) { return t.measure(ctx, w) })
+	s := &Search{Layers: t.m.Config.NumHiddenLayers, Choices: o.Choices, Cost: cost, Budget: o.Budget.Limit, RecallWeight: o.RecallWeight, Exchanges: o.Exchanges, Measure: measure, Progress: o.Progress}
+	c, err := s.Run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &Tuned{Choice: c}
+	if err := t.pareto(ctx, s, r, measure); err != nil {
+		return nil, err
+	}
+	if err := r.write(&o, s); err != nil {
+		return nil, err
+	}
+	if o.Apply {
+		err = t.apply(path, c.Windows)
+	}
+	return r, err
+}
+
+func (o *TuneOptions) check() error {
+	slices.Sort(o.Choices)
+	o.Choices = slices.Compact(o.Choices)
+	switch {
+	case len(o.Choices) < 2:
+		return errors.New("choices: name at least two windows, such as 64,full")
+	case o.Out == "":
+		return errors.New("out: name a file for the windows")
+	case len(o.Data) == 0:
+		return errors.New("data: name a text whose loss is to be measured")
+	case o.Context < 2 || o.Rows < 1:
+		return fmt.Errorf("context %d, rows %d: must be at least 2 and 1", o.Context, o.Rows)
+	case o.RecallLength < 0 || o.RecallLength > 0 && o.RecallCount < 1:
+		return fmt.Errorf("recall: %d samples of %d tokens", o.RecallCount, o.RecallLength)
+	case o.Exchanges < 0 || o.Randoms < 0:
+		return fmt.Errorf("exchanges %d, randoms %d: must be 0 or more", o.Exchanges, o.Randoms)
+	}
+	return nil
+}
+
+// read is the text's first rows.
+func (t *tuner) read(ctx context.Context) ([]model.Batch, error) {
+	cache := t.Cache
+	if cache == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return nil, fmt.Errorf("cache: name a folder for the token caches: %w", err)
+		}
+		cache = filepath.Join(user, "nha", "tokens")
+	}
+	d, err := data.Prepare(ctx, data.Spec{Paths: t.Data}, t.tk, data.Options{CacheDir: cache, Threads: t.Threads, Notice: t.Notice})
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	l, err := data.NewLoader(d.All(), data.LoaderOptions{Context: t.Context, Batch: 1, Seed: t.Seed, Shuffle: true})
+	if err != nil {
+		return nil, err
+	}
+	var list []model.Batch
+	for range t.Rows {
+		var from data.Batch
+		l.Next(&from)
+		list = append(list, model.Batch{Tokens: from.Tokens, Targets: from.Targets, Lengths: from.Lengths})
+	}
+	return list, nil
+}
+
+// attentionNames are the base's tensors of a layer's attention.
+func attentionNames(c *model.Config, layer int) (names []string) {
+	for _, name := range specNames(c) {
+		if layerOf(name) == layer && strings.Contains(name, "self_attn") {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// readBase keeps both attentions of every layer at hand.
+func (t *tuner) readBase() error {
+	if t.Base == "" {
+		return nil
+	}
+	path, err := model.Find(t.Base)
+	if err != nil {
+		return err
+	}
+	c, err := model.ReadConfig(path)
+	if err != nil {
+		return err
+	}
+	source, err := openWeights(path)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	for layer := range c.NumHiddenLayers {
+		own, base := map[string]tensor.Tensor{}, map[string]tensor.Tensor{}
+		for _, name := range attentionNames(&c, layer) {
+			p, ok := t.m.Parameter(name)
+			x, there := source.Tensor(name)
+			if !ok || !there || p.Value.Shape != x.Shape {
+				return fmt.Errorf("%s is no base of %s: tensor %s differs in shape or is missing", t.Base, t.Model, name)
+			}
+			own[name], base[name] = t.m.Host(p, tensor.F32), tensor.New(tensor.F32, x.Shape)
+			tensor.Convert(base[name], x)
+		}
+		t.own, t.base, t.fromBase = append(t.own, own), append(t.base, base), append(t.fromBase, false)
+	}
+	return nil
+}
+
+func openWeights(path string) (weights.Source, error) {
+	if weights.IsGGUF(path) {
+		return weights.OpenGGUF(path)
+	}
+	return weights.OpenDir(path)
+}
+
+// place gives the model windows, and full layers the base's attention.
+func (t *tuner) place(w model.Windows) error {
+	for layer := range t.fromBase {
+		want := w[layer] == attention.Full
+		if want == t.fromBase[layer] {
+			continue
+		}
+		from := t.own[layer]
+		if want {
+			from = t.base[layer]
+		}
+		for name, x := range from {
+			p, _ := t.m.Parameter(name)
+			t.m.Set(p, x)
+		}
+		t.fromBase[layer] = want
+	}
+	return t.m.SetWindows(w)
+}
+
+func (t *tuner) measure(ctx context.Context, w model.Windows) (q Quality, err error) {
+	if err := t.place(w); err != nil {
+		return q, err
+	}
+	predicted := 0
+	for i := range t.batches {
+		if err := ctx.Err(); err != nil {
+			return q, err
+		}
+		t.tape.Reset()
+		sum, n := t.m.Loss(t.tape, &t.batches[i], 0)
+		q.Loss, predicted = q.Loss+sum, predicted+n
+	}
+	t.tape.Reset()
+	q.Loss /= float64(predicted)
+	if t.RecallLength == 0 {
+		q.Recall = 1
+		return q, nil
+	}
+	r, err := eval.Run(ctx, t.m, t.tk, t.Model, eval.Options{Tasks: []string{"passkey"}, Lengths: []int{t.RecallLength}, Limit: t.RecallCount, Haystack: t.Haystack, Seed: t.Seed})
+	if err != nil {
+		return q, err
+	}
+	q.Recall = r.Lines()[0].Value
+	return q, nil
+}
+
+// pareto measures the picture's points: so many full layers by the search's order, evenly spaced, and at random.
+func (t *tuner) pareto(ctx context.Context, s *Search, r *Tuned, measure func(model.Windows) (Quality, error)) error {
+	small, large := t.Choices[0], t.Choices[len(t.Choices)-1]
+	order := s.Order(r.Choice)
+	add := func(placement string, chosen []int) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		w := Place(s.Layers, chosen, small, large)
+		q, err := measure(w)
+		if err != nil {
+			return err
+		}
+		c := t.m.Config
+		c.LayerWindows = w
+		r.Points = append(r.Points, Point{Placement: placement, Full: len(chosen), Bytes: c.Account(paretoLength).StateBytes, Windows: w, Quality: q})
+		return nil
+	}
+	for i, n := range t.Pareto {
+		if n > s.Layers {
+			return fmt.Errorf("pareto: %d full layers of %d", n, s.Layers)
+		}
+		if err := add("search", order[:n]); err != nil {
+			return err
+		}
+		if n > 0 && n < s.Layers {
+			if err := add("even", Even(s.Layers, n)); err != nil {
+				return err
+			}
+			for k := range t.Randoms {
+				if err := add("random", Random(s.Layers, n, t.Seed+uint64(k))); err != nil {
+					return err
+				}
+			}
+		}
+		s.report("pareto", i+1, len(t.Pareto))
+	}
+	return nil
+}
+
+// write writes the windows file and the picture.
+func (r *Tuned) write(o *TuneOptions, s *Search) error {
+	var order []string
+	for _, l := range s.Order(r.Choice) {
+		order = append(order, strconv.Itoa(l))
+	}
+	comment := fmt.Sprintf("%s: loss %.4f, recall %.3f; every layer at %s: loss %.4f, recall %.3f\ncost %.6g of %.6g (%s)\nlayers by the harm they do alone: %s", o.Model, r.Quality.Loss,
+		r.Quality.Recall, windowName(o.Choices[len(o.Choices)-1]), r.Full.Loss, r.Full.Recall, r.Cost, o.Budget.Limit, o.Budget.Kind, strings.Join(order, " "))
+	err := atomicfile.WriteFile(o.Out, 0o644, func(w io.Writer) error {
+		_, err := io.WriteString(w, windowsFile(r.Windows, comment))
+		return err
+	})
+	if err != nil || len(r.Points) == 0 {
+		return err
+	}
+	chart := &plot.Chart{Title: "Where full layers stand", X: plot.Axis{Label: fmt.Sprintf("MiB of state at %d tokens", paretoLength)}, Y: plot.Axis{Label: "loss + weight x (1 - recall)"}}
+	for _, name := range []string{"search", "even", "random"} {
+		line := plot.Series{Name: name, Points: true, Dashed: name != "search"}
+		byBytes := map[float64]float64{}
+		for _, p := range r.Points {
+			if p.Placement == name {
+				x := float64(p.Bytes) / (1 << 20)
+				best, seen := byBytes[x]
+				if score := s.Score(p.Quality); !seen || score < best {
+					byBytes[x] = score
+				} else {
+					byBytes[x] = math.Min(best, score)
+				}
+			}
+		}
+		for _, p := range r.Points {
+			x := float64(p.Bytes) / (1 << 20)
+			if y, ok := byBytes[x]; ok && p.Placement == name {
+				line.X, line.Y = append(line.X, x), append(line.Y, y)
+				delete(byBytes, x)
+			}
+		}
+		if name == "random" {
+			line.Name = "the best random"
+		}
+		chart.Series = append(chart.Series, line)
+	}
+	return chart.Write(o.Out)
+}
+
+// apply writes the windows into the model's config.json, and the base's attention into its full layers.
+func (t *tuner) apply(path string, w model.Windows) error {
+	if weights.IsGGUF(path) {
+		return fmt.Errorf("%s is a GGUF file and stays as it is: convert it to a directory to apply windows", path)
+	}
+	c, err := model.ReadConfig(path)
+	if err != nil {
+		return err
+	}
+	if err := c.ApplyWindows(w.String()); err != nil {
+		return err
+	}
+	if t.Base != "" {
+		if err := t.rewrite(path, w); err != nil {
+			return err
+		}
+	}
+	return model.WriteConfig(path, &c)
+}
+
+// rewrite replaces the model's weights file by one with the base's attention in full layers.
+func (t *tuner) rewrite(path string, w model.Windows) error {
+	source, err := weights.OpenDir(path)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	if _, err := os.Stat(filepath.Join(path, weights.IndexName)); err == nil {
+		return fmt.Errorf("%s has its weights in several files: write it into one with nha convert first", path)
+	}
+	var list []weights.Named
+	for _, name := range source.Names() {
+		x, _ := source.Tensor(name)
+		n := weights.Named{Name: name, Tensor: x, As: x.DType}
+		if layer := layerOf(name); layer >= 0 && w[layer] == attention.Full {
+			if b, ok := t.base[layer][name]; ok {
+				n.Tensor = b
+			}
+		}
+		list = append(list, n)
+	}
+	return weights.Write(filepath.Join(path, weights.FileName), map[string]string{"format": "pt"}, list)
+}
