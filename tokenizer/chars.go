@@ -24,10 +24,11 @@ type charTable struct {
 	unk    int32 // the token of what has no bytes either, absent for none: it is dropped
 	fuse   bool  // a run of unknown characters is one unk
 
-	// Text is cut in front of a metaspace where no token reaches across: then words can be merged, and remembered, one by
-	// one. Merges on both sides of a cut do not touch, so the ids are those of the whole. These are the characters behind
-	// which a token goes on with a metaspace.
-	crossing map[rune]bool
+	// Two characters that no merge joins are no part of one token wherever they meet, so text is cut there: then words can be
+	// merged, and remembered, one by one, and the ids are those of the whole. Looked at are pairs of ASCII characters, and
+	// metaspaces with what is before them.
+	joins    [utf8.RuneSelf][utf8.RuneSelf]bool // this ASCII character, then that
+	crossing map[rune]bool                      // this character, then a metaspace
 }
 
 const (
@@ -153,32 +154,33 @@ func expandUnknown(dst []int32, start int, byteIDs *[256]int32, w *mergeWork) []
 
 // crosses notes that left and right may merge.
 func (c *charTable) crosses(left, right string) {
-	if strings.HasPrefix(right, metaspace) && !strings.HasSuffix(left, metaspace) {
+	a, _ := utf8.DecodeLastRuneInString(left)
+	b, _ := utf8.DecodeRuneInString(right)
+	switch {
+	case a < utf8.RuneSelf && b < utf8.RuneSelf:
+		c.joins[a][b] = true
+	case string(b) == metaspace:
 		if c.crossing == nil {
 			c.crossing = map[rune]bool{}
 		}
-		r, _ := utf8.DecodeLastRuneInString(left)
-		c.crossing[r] = true
+		c.crossing[a] = true
 	}
 }
 
 // scanWord returns the length of the first part of s that can be merged by itself.
 func (c *charTable) scanWord(s string) int {
-	for from := 0; ; {
-		i := strings.Index(s[from:], metaspace)
-		if i < 0 {
-			return len(s)
-		}
-		i += from
-		from = i + len(metaspace)
-		if i == 0 || strings.HasSuffix(s[:i], metaspace) {
-			continue
-		}
-		if len(c.crossing) > 0 {
-			if r, _ := utf8.DecodeLastRuneInString(s[:i]); c.crossing[r] {
-				continue
+	for i := 1; i < len(s); i++ {
+		switch a, b := s[i-1], s[i]; {
+		case a|b < utf8.RuneSelf:
+			if !c.joins[a][b] {
+				return i
 			}
+		case b == metaspace[0] && strings.HasPrefix(s[i:], metaspace):
+			if r, _ := utf8.DecodeLastRuneInString(s[:i]); !c.crossing[r] {
+				return i
+			}
+			i += len(metaspace) - 1
 		}
-		return i
 	}
+	return len(s)
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -187,4 +188,42 @@ func compareLlama(t *testing.T, program, path string, tk Tokenizer, texts []stri
 		}
 	}
 	t.Logf("%d strings, %d tokens, %d differ", len(texts), tokens, wrong)
+}
+
+// TestMeasureGGUF encodes NHA_MEASURE_TEXT with the tokenizers of NHA_GGUF and llama.cpp's vocabularies, and prints the speed:
+//
+//	NHA_LLAMA_SRC=llama.cpp NHA_MEASURE_TEXT=english.txt go test -run TestMeasureGGUF -v ./tokenizer
+func TestMeasureGGUF(t *testing.T) {
+	path := os.Getenv("NHA_MEASURE_TEXT")
+	if path == "" {
+		t.Skip("set NHA_MEASURE_TEXT to a text to measure speed")
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(raw)
+	paths := filepath.SplitList(os.Getenv("NHA_GGUF"))
+	for _, name := range []string{"llama-spm", "llama-bpe", "qwen2", "gpt-2", "phi-3"} {
+		paths = append(paths, filepath.Join(llamaSource(t), "models", "ggml-vocab-"+name+".gguf"))
+	}
+	var ids []int32
+	for _, path := range paths {
+		tk, err := openGGUF(t, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var took [4]time.Duration
+		for i := range took { // the first with a cold cache
+			start := time.Now()
+			ids = tk.EncodeAppend(ids[:0], text)
+			took[i] = time.Since(start)
+		}
+		start := time.Now()
+		long := strings.Repeat("abcdefghijklmnopqrstuvwxyz日", 1<<20/29)
+		tk.Encode(long)
+		t.Logf("%s: %.1f MB/s cold, %.1f MB/s warm, %.2f bytes a token; %d bytes without a space in %v", filepath.Base(path),
+			float64(len(text))/1e6/took[0].Seconds(), float64(len(text))/1e6/slices.Min(took[1:]).Seconds(), float64(len(text))/float64(len(ids)),
+			len(long), time.Since(start).Round(time.Millisecond))
+	}
 }

@@ -362,11 +362,8 @@ func (t *BPE) parseMerges(model *object, vocab map[string]int32) {
 }
 
 // cutWords adds the stage that cuts where merges cannot reach across. It is sure of that only if every symbol of a merge
-// stands for its own spelling, which an unknown token or a byte's does not, and if a metaspace is never unknown.
+// stands for its own spelling, which an unknown token or a byte's does not; and two unknown characters may become one token.
 func (t *BPE) cutWords(pairs [][]string) {
-	if t.chars.symbol('▁') == absent {
-		return
-	}
 	for _, pair := range pairs {
 		for _, token := range pair {
 			_, isByte := byteOfToken(token)
@@ -375,6 +372,16 @@ func (t *BPE) cutWords(pairs [][]string) {
 			}
 		}
 		t.chars.crosses(pair[0], pair[1])
+	}
+	if t.chars.symbol('\u2581') == absent {
+		return
+	}
+	for a := range t.chars.joins {
+		for b := range t.chars.joins[a] {
+			if t.chars.ascii[a] == absent && t.chars.ascii[b] == absent {
+				t.chars.joins[a][b] = true
+			}
+		}
 	}
 	t.pre.stages = append(t.pre.stages, stage{scan: t.chars.scanWord})
 }
