@@ -31,26 +31,35 @@ type engine struct {
 	tape        *autograd.Tape
 	batchTokens int
 	stateBytes  int // states that a batch may hold
+	headRows    int // rows of logits that exist at a time
+	forkTokens  int // a fork must save so many tokens of work
 
 	loss       tensor.Tensor // [headRows], on the backend
 	host, lost tensor.Tensor // logits and losses on the host
 }
 
 const (
-	headRows   = 64      // rows of logits that exist at a time
-	forkTokens = 24      // a fork must save so many tokens of work
-	forkPrefix = 12      // and its common part have so many
+	forkPrefix = 12      // tokens of a common beginning that is worth a fork
 	stateLimit = 1 << 30 // bytes of states in a batch
 	genBatch   = 32      // sequences that are continued side by side
 )
 
 func newEngine(m *model.Model, tk tokenizer.Tokenizer, batchTokens int) *engine {
-	e := &engine{m: m, tk: tk, g: generate.New(m, tk), tape: autograd.New(m.Backend()), batchTokens: batchTokens, stateBytes: stateLimit}
+	e := &engine{m: m, tk: tk, g: generate.New(m, tk), tape: autograd.New(m.Backend()), batchTokens: batchTokens, stateBytes: stateLimit,
+		headRows: 64, forkTokens: 24}
+	if !onHost(m) { // a card reads a few tokens more in no time, and likes large products
+		e.headRows, e.forkTokens, e.g.Chunk = 256, 512, max(generate.DefaultChunk, batchTokens/8)
+	}
 	e.tape.Record(false)
-	e.loss = m.Backend().Alloc(m.Backend().DType(), tensor.Of(headRows))
-	e.host = tensor.New(tensor.F32, tensor.Of(headRows*m.Config.VocabSize))
-	e.lost = tensor.New(tensor.F64, tensor.Of(headRows))
+	e.loss = m.Backend().Alloc(m.Backend().DType(), tensor.Of(e.headRows))
+	e.host = tensor.New(tensor.F32, tensor.Of(e.headRows*m.Config.VocabSize))
+	e.lost = tensor.New(tensor.F64, tensor.Of(e.headRows))
 	return e
+}
+
+// onHost says that the model computes on the processor.
+func onHost(m *model.Model) bool {
+	return slices.Contains([]string{"ref", "cpu", "cpu-f32"}, m.Backend().Name())
 }
 
 func (e *engine) close() {
@@ -96,7 +105,7 @@ func (e *engine) plan(list []request, ends []int) []batch {
 			}
 			n, total = n+1, total+len(input)
 		}
-		if saved := len(prefix) * (n - 1); n > 1 && len(prefix) >= forkPrefix && saved >= forkTokens {
+		if saved := len(prefix) * (n - 1); n > 1 && len(prefix) >= forkPrefix && saved >= e.forkTokens {
 			u := unit{prefix: prefix, tokens: total - saved}
 			for i := start; i < end; i++ {
 				if !list[i].generates() {
@@ -307,8 +316,8 @@ func (e *engine) head(hidden *autograd.Value, asks []ask, requests []request, an
 	if len(rows) < hidden.Rows() {
 		hidden = e.tape.Embed(hidden, e.tape.Input(tensor.FromI32(rows, len(rows))))
 	}
-	for from := 0; from < len(rows); from += headRows {
-		to, n := min(len(rows), from+headRows), 0
+	for from := 0; from < len(rows); from += e.headRows {
+		to, n := min(len(rows), from+e.headRows), 0
 		for n < len(asks) && asks[n].row <= int(rows[to-1]) {
 			n++
 		}

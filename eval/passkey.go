@@ -1,11 +1,11 @@
 package eval
 
 import (
+	_ "embed"
 	"fmt"
-	"os"
 	"strings"
 
-	_ "embed"
+	"nha/data"
 )
 
 // passkey hides a number of seven digits in a stretch of a book, at a random sentence, and asks for it at the end. The length
@@ -59,32 +59,23 @@ func haystackText(path string) (string, error) {
 	return b.String(), nil
 }
 
-// plainText is one text of a file.
+// plainText is one document.
 type plainText struct{ place, text string }
 
-// readTexts is the texts of a file: the field "text" of JSONL and parquet rows, else the whole file.
+// readTexts is the documents of a file or folder: text files whole, of JSONL and parquet files the field "text" of every row.
 func readTexts(path string) ([]plainText, error) {
-	lower := strings.ToLower(path)
-	for _, ext := range extensions {
-		if !strings.HasSuffix(lower, ext) {
-			continue
+	var list []plainText
+	continues := false
+	for d, err := range data.Documents(data.Spec{Paths: []string{path}}) {
+		if err != nil {
+			return nil, err
 		}
-		var list []plainText
-		err := readRows(path, func(r *row) (bool, error) {
-			text, err := r.text("text")
-			if err == nil && text != "" {
-				list = append(list, plainText{r.file + ": " + r.place(), text})
-			}
-			return true, err
-		})
-		return list, err
+		if continues {
+			list[len(list)-1].text += d.Text
+		} else {
+			list = append(list, plainText{fmt.Sprintf("%s: line %d", d.Source, d.Line), d.Text})
+		}
+		continues = d.Continues
 	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	if len(b) == 0 {
-		return nil, fmt.Errorf("%s: empty file", path)
-	}
-	return []plainText{{path, strings.ToValidUTF8(string(b), "\uFFFD")}}, nil
+	return list, nil
 }

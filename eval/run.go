@@ -67,7 +67,7 @@ func Run(ctx context.Context, m *model.Model, tk tokenizer.Tokenizer, name strin
 		return nil, err
 	}
 	if o.BatchTokens == 0 {
-		if o.BatchTokens = 16384; m.Backend().Name() == "ref" || m.Backend().Name() == "cpu" || m.Backend().Name() == "cpu-f32" {
+		if o.BatchTokens = 16384; onHost(m) {
 			o.BatchTokens = 2048
 		}
 	}

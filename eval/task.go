@@ -251,7 +251,9 @@ func (t *Task) locate(data string, length int) ([]string, error) {
 }
 
 // needsData is the error of a task without --data.
-func (t *Task) needsData(length int) error { return fmt.Errorf("%s needs --data: %s", t.Name, t.wants(length)) }
+func (t *Task) needsData(length int) error {
+	return fmt.Errorf("%s needs --data: %s", t.Name, t.wants(length))
+}
 
 // wants says in a line what Where says at length.
 func (t *Task) wants(length int) string {

@@ -35,7 +35,7 @@ func text(ctx context.Context, s *setup) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		tokens := s.encoder.encode(t.text)
+		tokens := s.tk.Encode(t.text)
 		requests, err := s.encoder.rolling(tokens, length, stride)
 		if err != nil {
 			return fmt.Errorf("%s: %w", t.place, err)
