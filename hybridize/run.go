@@ -71,7 +71,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.b.Close()) }()
-	if c.tk, err = openTokenizer(c.path); err != nil {
+	if c.tk, err = model.Tokenizer(c.path); err != nil {
 		return nil, err
 	}
 	if c.text, err = c.openText(ctx); err != nil {
@@ -200,18 +200,6 @@ func layerOf(name string) int {
 		return -1
 	}
 	return layer
-}
-
-func openTokenizer(path string) (tokenizer.Tokenizer, error) {
-	if !weights.IsGGUF(path) {
-		return tokenizer.Load(path)
-	}
-	g, err := weights.OpenGGUF(path)
-	if err != nil {
-		return nil, err
-	}
-	t, err := tokenizer.FromGGUF(g.Value)
-	return t, errors.Join(err, g.Close())
 }
 
 // start makes the hybrid as it is before training, in the first folder of the stages: the base's tensors and new gates.

@@ -106,7 +106,7 @@ func Tune(ctx context.Context, o TuneOptions) (_ *Tuned, err error) {
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	t := &tuner{TuneOptions: &o}
-	if t.tk, err = openTokenizer(path); err != nil {
+	if t.tk, err = model.Tokenizer(path); err != nil {
 		return nil, err
 	}
 	if t.m, err = model.Load(path, b, model.LoadOptions{Own: o.Base != ""}); err != nil {

@@ -124,7 +124,7 @@ func (o *Options) openTokenizer() (tokenizer.Tokenizer, error) {
 	case o.Tokenizer == "bytes" || o.Tokenizer == "" && o.Model == "":
 		return tokenizer.Bytes{EndOfText: true}, nil
 	case o.Tokenizer == "":
-		return tokenizer.Load(o.Model)
+		return model.Tokenizer(o.Model)
 	}
 	return tokenizer.Load(o.Tokenizer)
 }

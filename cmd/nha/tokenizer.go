@@ -12,8 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"nha/data"
+	"nha/model"
 	"nha/tokenizer"
-	"nha/weights"
 )
 
 func newTokenizer() *cobra.Command {
@@ -130,17 +130,5 @@ func loadTokenizer(name string) (tokenizer.Tokenizer, error) {
 	if name == "bytes" {
 		return tokenizer.Bytes{EndOfText: true}, nil
 	}
-	path := name
-	if _, err := os.Stat(filepath.Join(name, "tokenizer.json")); err != nil && !weights.IsGGUF(name) {
-		path = filepath.Join(name, weights.VocabularyName) // beside a converted GGUF file's weights
-	}
-	if !weights.IsGGUF(path) {
-		return tokenizer.Load(name)
-	}
-	g, err := weights.OpenGGUF(path)
-	if err != nil {
-		return nil, err
-	}
-	t, err := tokenizer.FromGGUF(g.Value)
-	return t, errors.Join(err, g.Close())
+	return model.Tokenizer(name)
 }
