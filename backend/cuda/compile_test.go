@@ -16,7 +16,7 @@ var specialisations = map[string][][]define{
 	"reduce.cu":    over(realTypes, []define{word("TOTAL", "bf16"), word("TOTAL", "float")}, widths),
 	"pointwise.cu": over(realTypes, storedTypes("FROM"), widths),
 	"embed.cu":     over(realTypes, storedTypes("TABLE"), widths),
-	"training.cu":  append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, widths, staged), over(realTypes[1:], []define{word("LOSS", "float")}, widths, staged)...),
+	"training.cu":  append(over(realTypes[:1], []define{word("LOSS", "bf16"), word("LOSS", "float")}, widths), over(realTypes[1:], []define{word("LOSS", "float")}, widths)...),
 	"adamw.cu": append(over(realTypes[:1], []define{word("PARAMETER", "bf16"), word("PARAMETER", "float")}, []define{word("GRADIENT", "bf16"), word("GRADIENT", "float")},
 		[]define{word("MOMENT", "bf16"), word("MOMENT", "float")}, widths),
 		over(realTypes[1:], []define{word("PARAMETER", "float")}, []define{word("GRADIENT", "float")}, []define{word("MOMENT", "float")}, widths)...),
@@ -31,7 +31,6 @@ var specialisations = map[string][][]define{
 var (
 	realTypes = []define{word("REAL", "bf16"), word("REAL", "float")}
 	widths    = []define{number("VEC", 1), number("VEC", 8)}
-	staged    = []define{number("STAGED", 0), number("STAGED", 1)}
 )
 
 func storedTypes(name string) []define {

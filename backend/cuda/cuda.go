@@ -31,6 +31,7 @@ type Backend struct {
 	lt      *multiplier
 	bench   workbench
 	ropes   ropeTables
+	tables  tables
 	results [1]float64
 	host    tensor.Tensor // over results
 }
@@ -183,6 +184,44 @@ func (b *Backend) Zero(t tensor.Tensor) {
 func (b *Backend) Copy(dst, src tensor.Tensor) {
 	b.d.begin("copy", dst, src)
 	b.d.copyOnDevice(dst.Address(), src.Address(), dst.Len()*dst.DType.Size())
+}
+
+// tables are small tables that calls bring to the card, the last few of them kept: every step of a training asks for the same.
+type tables struct {
+	kept map[string]uintptr
+	ring [tablesKept]string // in the order they came
+	next int
+}
+
+const (
+	tablesKept = 64
+	tableBytes = 64 << 10 // larger ones are not kept
+)
+
+// up is a table on the card, good for the op in hand.
+func (t *tables) up(b *Backend, bytes []byte) arg {
+	if p, ok := t.kept[string(bytes)]; ok {
+		return arg(p)
+	}
+	host := tensor.FromBytes(tensor.U8, tensor.Of(len(bytes)), bytes)
+	if len(bytes) > tableBytes || len(bytes) == 0 {
+		d := b.scratchTensor(tensor.U8, host.Shape)
+		b.d.write(d, host)
+		return pointer(d)
+	}
+	if t.kept == nil {
+		t.kept = map[string]uintptr{}
+	}
+	if old, ok := t.kept[t.ring[t.next]]; ok { // what runs after this in the card's order may have its memory
+		delete(t.kept, t.ring[t.next])
+		b.d.release(old)
+	}
+	p := b.d.alloc(len(bytes), forScratch)
+	b.d.write(tensor.OnDevice(tensor.U8, host.Shape, p), host)
+	key := string(bytes)
+	t.kept[key], t.ring[t.next] = p, key
+	t.next = (t.next + 1) % tablesKept
+	return arg(p)
 }
 
 // workbench is scratch memory for the op in hand: one block, cut from the front, all of it free again when the next op begins.

@@ -252,6 +252,66 @@ func TestLarge(t *testing.T) {
 	}
 }
 
+// TestMasters: on the bf16 backend gradients of parameters are summed in float32, and the optimiser writes float32 parameters and
+// their rounded copies. What is added up must keep what bf16 would lose.
+func TestMasters(t *testing.T) {
+	b := card(t, tensor.BF16)
+	const rows, n, vocabulary, times = 512, 64, 40, 300
+	x, dy, weight, rstd := up(b, random(1, rows, n)), up(b, random(2, rows, n)), up(b, random(3, n)), b.Alloc(tensor.F32, tensor.Of(rows))
+	token := up(b, ids(4, rows, vocabulary))
+	b.RMSNorm(b.Alloc(b.dtype, x.Shape), rstd, x, weight, 1e-5)
+	dw, dtable := b.Alloc(tensor.F32, tensor.Of(n, n)), b.Alloc(tensor.F32, tensor.Of(vocabulary, n))
+	dbias, dnorm := b.Alloc(tensor.F32, tensor.Of(n)), b.Alloc(tensor.F32, tensor.Of(n))
+	gradients := []tensor.Tensor{dw, dtable, dbias, dnorm}
+	step := func(add bool) {
+		b.MatMul(backend.TN, backend.Gradient{Tensor: dw, Add: add}, dy, x, tensor.Tensor{})
+		b.EmbedBackward(backend.Gradient{Tensor: dtable, Add: add}, dy, token)
+		b.SumRows(backend.Gradient{Tensor: dbias, Add: add}, dy)
+		b.RMSNormBackward(backend.Gradient{}, backend.Gradient{Tensor: dnorm, Add: add}, dy, x, weight, rstd)
+	}
+	step(false)
+	var once []tensor.Tensor
+	for _, g := range gradients {
+		once = append(once, down(b, g))
+	}
+	for range times - 1 {
+		step(true)
+	}
+	for i, g := range gradients {
+		want := tensor.New(tensor.F64, g.Shape)
+		for j := range want.F64() {
+			want.F64()[j] = times * once[i].Value(j)
+		}
+		if e := tensor.MaxError(down(b, g), want); !(e <= 2e-5) {
+			t.Errorf("gradient %d added %d times: error %.2g", i, times, e)
+		}
+	}
+
+	p, m, v, rounded := up(b, random(5, n)), b.Alloc(tensor.F32, tensor.Of(n)), b.Alloc(tensor.F32, tensor.Of(n)), b.Alloc(b.dtype, tensor.Of(n))
+	master := b.Alloc(tensor.F32, tensor.Of(n))
+	start := down(b, p)
+	b.Write(master, start)
+	want, hm, hv := tensor.New(tensor.F64, tensor.Of(n)), tensor.New(tensor.F64, tensor.Of(n)), tensor.New(tensor.F64, tensor.Of(n))
+	tensor.Convert(want, start)
+	hg := tensor.New(tensor.F64, tensor.Of(n))
+	tensor.Convert(hg, down(b, dnorm))
+	for i := range 10 { // each step is far below a bf16 parameter's last bit
+		s := backend.AdamW{LearningRate: 1e-5, Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, GradientScale: 1, Step: i + 1}
+		ref.Backend{}.AdamW(want, hg, hm, hv, s)
+		s.Rounded = rounded
+		backend.ApplyAdamW(b, master, dnorm, m, v, s)
+	}
+	got := down(b, master)
+	if e := tensor.MaxError(got, want); !(e <= 1e-6) {
+		t.Errorf("masters: error %.2g", e)
+	}
+	bits := tensor.New(b.dtype, got.Shape)
+	tensor.Convert(bits, got)
+	if string(down(b, rounded).Bytes()) != string(bits.Bytes()) {
+		t.Error("the copies are not the masters rounded")
+	}
+}
+
 // TestStoredTypes: weights of another type than the backend's are read as they are, by matmul and embed.
 func TestStoredTypes(t *testing.T) {
 	for _, d := range bothTypes {

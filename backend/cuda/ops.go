@@ -180,13 +180,8 @@ func (b *Backend) RMSNormBackward(dx, dweight backend.Gradient, dy, x, weight, r
 func (b *Backend) CrossEntropy(loss, logits, targets tensor.Tensor, scale float64) {
 	b.op("cross_entropy", loss, logits, targets)
 	const threads = 512
-	row, blocks := logits.Columns()*b.dtype.Size(), 3 // three rows at a time keep a multiprocessor busy
-	staged := row <= b.d.shared/blocks
-	if !staged {
-		row = 0
-	}
-	k := b.d.kernel("training.cu", "cross_entropy", b.real, typeOf("LOSS", loss.DType), number("VEC", wide(logits.Columns(), logits)), flag("STAGED", staged))
-	b.d.launch(k, grid{loss.Len(), 1, 1}, threads, row,
+	k := b.d.kernel("training.cu", "cross_entropy", b.real, typeOf("LOSS", loss.DType), number("VEC", wide(logits.Columns(), logits)))
+	b.d.launch(k, grid{loss.Len(), 1, 1}, threads, 0,
 		pointer(loss), pointer(logits), pointer(targets), integer(logits.Columns()), f32(scale))
 }
 

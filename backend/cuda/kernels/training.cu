@@ -1,5 +1,4 @@
 // The loss. REAL is the type of logits and gradients, LOSS that of the losses, VEC the numbers a thread moves at a time.
-// STAGED: a row fits into shared memory, so that it is read once.
 
 // cross_entropy: a block a row of n logits, a multiple of VEC. loss = -log p(target); logits become scale (p - onehot(target)), both
 // with the digits that are left where p(target) is nearly 1: the sum over the other words is kept apart. A negative target: 0 and zeros.
@@ -16,12 +15,9 @@ extern "C" __global__ void __launch_bounds__(512) cross_entropy(LOSS* loss, REAL
         return;
     }
     // Every thread keeps its largest logit and the sum of exponentials relative to it, in one pass.
-    extern __shared__ __align__(16) char shared_memory[];
-    REAL* staged = STAGED ? (REAL*)shared_memory : x;
     float at = to_float(x[target]), largest = -3.0e38f, others = 0.0f;
     for (int i = first; i < n; i += step) {
         load<VEC>(x + i, v);
-        if (STAGED) store<VEC>(staged + i, v); // for this thread itself
         float larger = largest;
 #pragma unroll
         for (int j = 0; j < VEC; j++) larger = fmaxf(larger, v[j]);
@@ -35,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(512) cross_entropy(LOSS* loss, REAL
     others = block_sum(others * expf(mine - largest)); // everybody has read x[target] before this
     float own = expf(at - largest), inverse = 1.0f / (others + own);
     for (int i = first; i < n; i += step) {
-        load<VEC>(staged + i, v);
+        load<VEC>(x + i, v);
 #pragma unroll
         for (int j = 0; j < VEC; j++) v[j] = scale * inverse * (i + j == target ? -others : expf(v[j] - largest));
         store<VEC>(x + i, v);
