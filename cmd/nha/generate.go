@@ -145,7 +145,7 @@ func runGenerate(c *cobra.Command, name string, o generateOptions, s generate.Sa
 	if o.samples > 1 {
 		return writeSamples(c, g, prompt, s, o.samples)
 	}
-	return writeOne(c, g, tk, prompt, s, o)
+	return writeOne(c, g, tk, m.Config.TrainedContext(), prompt, s, o)
 }
 
 // overridden is the defaults with what the command line sets.
@@ -199,8 +199,9 @@ func writeSamples(c *cobra.Command, g *generate.Generator, prompt string, s gene
 	return err
 }
 
-// writeOne streams one continuation. The prompt is shown before it, unless a session already holds what came before.
-func writeOne(c *cobra.Command, g *generate.Generator, tk tokenizer.Tokenizer, prompt string, s generate.Sampling, o generateOptions) error {
+// writeOne streams one continuation. The prompt is shown before it, unless a session already holds what came before. trained is the context from
+// which on the model's positions are new to it; 0: none.
+func writeOne(c *cobra.Command, g *generate.Generator, tk tokenizer.Tokenizer, trained int, prompt string, s generate.Sampling, o generateOptions) error {
 	session, err := openSession(g, o.session)
 	if err != nil {
 		return err
@@ -246,6 +247,9 @@ func writeOne(c *cobra.Command, g *generate.Generator, tk tokenizer.Tokenizer, p
 	}
 	if err != nil {
 		return err
+	}
+	if n := session.Position(); trained > 0 && n > trained {
+		fmt.Fprintf(c.ErrOrStderr(), "nha: %d tokens, but the model's positions were trained for %d: it may write worse past them; smaller --windows never reach that far\n", n, trained)
 	}
 	if o.memoryHTML != "" {
 		if err := trace.WriteHTML(o.memoryHTML, prompt); err != nil {
