@@ -5,6 +5,7 @@
 package convert
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,10 +22,11 @@ import (
 
 // Options say what changes.
 type Options struct {
-	DType    tensor.DType // F32, F16 or BF16: of all tensors that Quantize leaves; Invalid: as they are
-	Quantize tensor.DType // Q8_0 or Q4_0: of the matrices that Quantizable names; Invalid: none
-	Force    bool         // replace a model that is there already
-	Edit     *Edit        // what else changes; nil: nothing
+	DType    tensor.DType    // F32, F16 or BF16: of all tensors that Quantize leaves; Invalid: as they are
+	Quantize tensor.DType    // Q8_0 or Q4_0: of the matrices that Quantizable names; Invalid: none
+	Force    bool            // replace a model that is there already
+	Context  context.Context // when it ends, so does the conversion, and nothing is written; nil: never
+	Edit     *Edit           // what else changes; nil: nothing
 }
 
 // Edit makes another model of the source on the way.
@@ -96,8 +98,15 @@ func Model(path, dir string, o Options) (r Result, err error) {
 	if err != nil {
 		return r, err
 	}
-	defer os.RemoveAll(temporary)                    // nothing, once it has its name
-	if r, err = write(s, temporary, o); err != nil { // the user asked for another name
+	defer os.RemoveAll(temporary) // nothing, once it has its name
+	if o.Context == nil {
+		o.Context = context.Background()
+	}
+	r, err = write(s, temporary, o)
+	switch {
+	case o.Context.Err() != nil:
+		return r, o.Context.Err()
+	case err != nil: // the user asked for another name
 		return r, fmt.Errorf("convert %s: %s", path, strings.ReplaceAll(err.Error(), temporary, dir))
 	}
 	return r, install(temporary, dir)
@@ -141,7 +150,7 @@ func write(s source, dir string, o Options) (r Result, err error) {
 	}
 	r.Tensors = len(list)
 	file := filepath.Join(dir, weights.FileName)
-	if err := weights.Write(file, map[string]string{"format": "pt"}, list); err != nil {
+	if err := weights.WriteContext(o.Context, file, map[string]string{"format": "pt"}, list); err != nil {
 		return r, err
 	}
 	if err := s.writeRest(dir); err != nil {
@@ -171,8 +180,13 @@ func checkDestination(path, dir string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if from, err := os.Stat(path); err == nil && os.SameFile(from, there) {
-		return fmt.Errorf("%s is the model itself: choose another directory", dir)
+	for above := absolute(path); ; above = filepath.Dir(above) { // a GGUF file lies in a directory
+		if from, err := os.Stat(above); err == nil && os.SameFile(from, there) {
+			return fmt.Errorf("%s is or holds the model itself: choose another directory", dir)
+		}
+		if above == filepath.Dir(above) {
+			break
+		}
 	}
 	switch {
 	case !force:
@@ -181,6 +195,13 @@ func checkDestination(path, dir string, force bool) error {
 		return fmt.Errorf("%s is no model directory (it has no config.json): --force does not replace it", dir)
 	}
 	return nil
+}
+
+func absolute(path string) string {
+	if a, err := filepath.Abs(path); err == nil {
+		return a
+	}
+	return filepath.Clean(path)
 }
 
 // install gives the complete directory its name. A model that has it already leaves its place in the moment before.

@@ -2,7 +2,9 @@ package convert
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"math"
 	"os"
 	"path/filepath"
@@ -252,7 +254,7 @@ func TestRefused(t *testing.T) {
 		force    bool
 		want     string
 	}{
-		{src, there, false, "--force"}, {src, other, false, "--force"}, {src, other, true, "no model directory"}, {there, there, true, "the model itself"},
+		{src, there, false, "--force"}, {src, other, false, "--force"}, {src, other, true, "no model directory"}, {there, there, true, "the model itself"}, {filepath.Join(there, "model.gguf"), there, true, "holds the model itself"},
 		{broken, there, true, "model.layers.1.mlp.up_proj.weight"}, {incomplete, there, true, "missing: " + list[0].Name},
 		{filepath.Join(root, "nope"), filepath.Join(root, "new"), false, "nope"}, {src, filepath.Join(root, "no", "folder"), false, filepath.Join(root, "no")},
 	} {
@@ -260,6 +262,11 @@ func TestRefused(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), ".tmp-") {
 			t.Errorf("%s to %s: %v, want %q", c.src, c.dir, err, c.want)
 		}
+	}
+	ended, end := context.WithCancel(context.Background())
+	end()
+	if _, err := Model(src, there, Options{Quantize: tensor.Q8_0, Force: true, Context: ended}); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
 	}
 	after, err := os.ReadFile(filepath.Join(there, weights.FileName))
 	if err != nil || !bytes.Equal(before, after) {

@@ -23,6 +23,8 @@ func FuzzOpen(f *testing.F) {
 	f.Add(raw(`{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}`, 8))
 	f.Add(raw(`{"a":{"dtype":"F64","shape":[1],"data_offsets":[1,9]},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 9))
 	f.Add(raw(`{"__metadata__":{"a":"b"},"a":{"dtype":"BF16","shape":[0,9223372036854775807],"data_offsets":[0,0]}}`, 0))
+	f.Add(raw(`{"__metadata__":{"blocks:a":"Q8_0"},"a":{"dtype":"U8","shape":[2,34],"data_offsets":[0,68]}}`, 68))
+	f.Add(raw(`{"__metadata__":{"blocks:a":"Q6_K","blocks:b":"Q4_0"},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}`, 0))
 	f.Fuzz(func(t *testing.T, file []byte) {
 		data, err := mapfile.Read(bytes.NewReader(file), len(file))
 		if err != nil {

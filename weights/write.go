@@ -3,8 +3,10 @@ package weights
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -32,6 +34,11 @@ func (n Named) dtype() tensor.DType {
 // Write writes a safetensors file, atomically. The bytes depend on the names, types and values alone, not on the order of
 // the list: tensors lie by falling element size, so that each is aligned, then by name. Quantised tensors are stored as blocks.go says.
 func Write(path string, metadata map[string]string, tensors []Named) error {
+	return WriteContext(context.Background(), path, metadata, tensors)
+}
+
+// WriteContext is Write for large files: when the context ends, so does it, and nothing is written.
+func WriteContext(ctx context.Context, path string, metadata map[string]string, tensors []Named) error {
 	sorted := slices.Clone(tensors)
 	slices.SortFunc(sorted, func(a, b Named) int {
 		return cmp.Or(cmp.Compare(alignment(b.dtype()), alignment(a.dtype())), cmp.Compare(a.Name, b.Name))
@@ -49,7 +56,7 @@ func Write(path string, metadata map[string]string, tensors []Named) error {
 			return err
 		}
 		for _, n := range sorted {
-			if err := writeTensor(w, n); err != nil {
+			if err := writeTensor(ctx, w, n); err != nil {
 				return err
 			}
 		}
@@ -121,15 +128,18 @@ func formatHeader(metadata map[string]string, sorted []Named) ([]byte, error) {
 }
 
 // writeTensor writes the elements, converted a piece at a time where the file's type is another. Blocks hold finite numbers.
-func writeTensor(w io.Writer, n Named) error {
+func writeTensor(ctx context.Context, w io.Writer, n Named) error {
 	t := n.Tensor
 	if n.dtype() == t.DType {
 		_, err := w.Write(t.Bytes())
-		return err
+		return errors.Join(err, ctx.Err())
 	}
 	const piece = 1 << 16
 	t = t.View(t.Len())
 	for at := 0; at < t.Len(); at += piece {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		c := tensor.New(n.dtype(), tensor.Of(min(piece, t.Len()-at)))
 		x := t.At(at, c.Shape)
 		if c.DType.Quantized() {

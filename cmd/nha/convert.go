@@ -47,6 +47,7 @@ func newConvert() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			o.Context = c.Context()
 			started := time.Now()
 			r, err := convert.Model(path, args[1], o)
 			if err != nil {
