@@ -3,6 +3,7 @@
 package cuda
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
@@ -11,7 +12,10 @@ import (
 
 	"github.com/ebitengine/purego"
 
+	"nha/autograd"
+	"nha/model"
 	"nha/tensor"
+	"nha/train"
 )
 
 // fake is a driver whose functions are Go's: every one answers code[function], 0 where there is none, and the few that tell
@@ -21,6 +25,8 @@ var fake struct {
 	version, major int32
 	name           string
 	texts          map[int][]byte // names of codes, which C strings must outlive
+	next           uintptr
+	host           [][]byte
 }
 
 var fakeDriver = sync.OnceValue(func() *driver {
@@ -41,6 +47,12 @@ var fakeDriver = sync.OnceValue(func() *driver {
 				*(*uintptr)(at(b)) = uintptr(unsafe.Pointer(&fake.texts[int(a)][0]))
 			case cuGetErrorString:
 				return 1
+			case cuMemAlloc: // nothing on the card is ever touched
+				fake.next += 1 << 40
+				*(*uintptr)(at(a)) = fake.next
+			case cuMemAllocHost:
+				fake.host = append(fake.host, make([]byte, b))
+				*(*uintptr)(at(a)) = uintptr(unsafe.Pointer(&fake.host[len(fake.host)-1][0]))
 			}
 			return uintptr(fake.code[f])
 		})
@@ -146,3 +158,88 @@ func TestBrokenKernel(t *testing.T) {
 		t.Errorf("%v, told %d times", err, told)
 	}
 }
+
+// fakeProducts are cuBLASLt's functions, which find an algorithm for everything and do nothing.
+var fakeProducts = sync.OnceValue(func() *multiplier {
+	m := &multiplier{}
+	for f := range m.f {
+		m.f[f] = purego.NewCallback(func(_, _, _, _, _, _, _, _, _, found uintptr) uintptr {
+			if f == ltAlgoGetHeuristic {
+				*(*int32)(at(found)) = 1
+			}
+			return 0
+		})
+	}
+	return m
+})
+
+// TestFirstStepCompilesAll takes steps of training on a card that is not there: what the first asks for is compiled together, with
+// its progress told, and no later step finds a kernel missing. It needs NVRTC and no card.
+func TestFirstStepCompilesAll(t *testing.T) {
+	healthy(t)
+	c, err := loadCompiler(0)
+	if err != nil {
+		t.Skipf("kernels are not compiled here: %v (scripts/cuda-compile brings NVRTC)", err)
+	}
+	d, err := openDevice()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.modules = modules{compiler: c, kernels: map[uint64][]*kernel{}, loaded: map[moduleKey]uintptr{}}
+	b := &Backend{d: d, dtype: tensor.BF16, real: realType(tensor.BF16), lt: &multiplier{f: fakeProducts().f, plans: map[productKey]*product{}, scales: [2]float32{0, 1}}}
+	b.host = tensor.FromF64(b.results[:], 1)
+	if err := b.lt.start(d); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, preset := range []string{"nha", "transformer"} {
+		config := model.NewConfig(64, 128, 1)
+		if err := config.ApplyPreset(preset, 32, 64); err != nil {
+			t.Fatal(err)
+		}
+		m, err := model.New(config, b, model.Init{Seed: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := train.DefaultSettings()
+		s.Steps, s.Accumulation = 3, 2
+		tr, err := train.NewTrainer(m, s, sameBatch{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls, ready := 0, 0
+		tr.SetObjective(func(tape *autograd.Tape, batch *model.Batch, scale float64) []*autograd.Value {
+			if calls++; calls == s.Accumulation+1 { // the first that computes
+				ready = len(d.modules.loaded)
+			}
+			losses, _ := m.Losses(tape, batch, scale)
+			return []*autograd.Value{losses}
+		})
+		for range 3 {
+			if _, err := tr.Step(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := len(d.modules.loaded); n != ready || n == 0 {
+			t.Errorf("%s: %d kernel files before the first step computed, %d after three", preset, ready, n)
+		}
+		tr.Close()
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// sameBatch is a Source of one batch.
+type sameBatch struct{}
+
+func (sameBatch) Next(b *model.Batch) error {
+	b.Tokens, b.Targets, b.Lengths = make([]int32, 96), make([]int32, 96), []int{64, 32}
+	return nil
+}
+func (sameBatch) State() (json.RawMessage, error) { return nil, nil }
+func (sameBatch) Restore(json.RawMessage) error   { return nil }

@@ -175,7 +175,10 @@ func Report() []string {
 	} else {
 		lines = append(lines, "cuda matrix products: "+l.path)
 	}
-	if missing && version > 0 {
+	switch {
+	case version == 0:
+		lines = append(lines, "cuda: an NVIDIA card wants its driver (nvidia.com/drivers), for CUDA 12.0 or newer, and: "+installCommand)
+	case missing:
 		lines = append(lines, "cuda: what is missing comes with: "+installCommand)
 	}
 	return lines
