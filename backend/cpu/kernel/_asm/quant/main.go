@@ -128,7 +128,7 @@ func (k *kernel) open(at int) reg.VecVirtual {
 	return u
 }
 
-// openSuper calls f with the stored integers of every block of 32 of a block of Q4_K or Q5_K; high is its fifth bits.
+// openSuper calls f with the integers of every block of 32 of a block of 256: unsigned but for Q6_K.
 func (k *kernel) openSuper(f func(b int, u reg.VecVirtual)) {
 	if k.name == "Q6_K" {
 		k.openSix(f)
@@ -239,7 +239,7 @@ func (k *kernel) sixScales(to Mem) reg.VecVirtual {
 	return d
 }
 
-// name32 is a function of the format, to be told apart by instruction set.
+// function names a function of the format, to be told apart by instruction set.
 func (k *kernel) function(what string) string {
 	if k.vnni {
 		return "quant" + what + k.name + "VNNI"
@@ -259,7 +259,7 @@ func widen(f format) {
 	dst := Load(Param("dst"), GP64())
 	k.prepare()
 	Label("block")
-	// bytes writes 32 elements, 16 with each scale.
+	// write decodes 32 elements, 16 with each scale, to place at.
 	write := func(at int, u reg.VecVirtual, scale [2]reg.VecVirtual, addend reg.VecVirtual) {
 		x := u.AsX()
 		for i := range 4 {
