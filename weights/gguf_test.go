@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"nha/mapfile"
+	"nha/model"
 	"nha/tensor"
 	"nha/weights"
 	"nha/weights/gguftest"
@@ -221,6 +222,9 @@ func TestGGUFMistral(t *testing.T) {
 	}
 	if err := json.Unmarshal(text, &c); err != nil || c.ModelType != "mistral" || c.Window != 4096 {
 		t.Errorf("%s: %v", text, err)
+	}
+	if m, err := model.ParseConfig(text); err != nil || m.LayerWindows[0] != 4096 {
+		t.Errorf("model: windows %v, %v", m.LayerWindows, err)
 	}
 }
 

@@ -63,7 +63,7 @@ func (g *GGUF) config() (map[string]any, error) {
 	r.feedForward(c)
 	r.rope(c)
 	r.window(c)
-	if f.name == "llama" {
+	if c["model_type"] == "llama" { // Mistral never has them
 		_, c["attention_bias"] = g.entries["model.layers.0.self_attn.q_proj.bias"]
 		_, c["mlp_bias"] = g.entries["model.layers.0.mlp.up_proj.bias"]
 	}
