@@ -1,6 +1,7 @@
 package cuda
 
 import (
+	"slices"
 	"unsafe"
 
 	"nha/attention"
@@ -9,11 +10,15 @@ import (
 
 // The operator (SPEC 1) on the card. In bf16 a sequence is cut into segments that are computed side by side (kernels/nha.cuh):
 //
-//	forward   contribute, scan                the slots at segment starts
+//	forward   turn                            rotated keys and queries
+//	          contribute, scan                the slots at segment starts
 //	          forward                         outputs
-//	backward  contribute, scan                the same slots again
+//	backward  turn, contribute, scan          the same again
+//	          full queries                    the window's part of dq
 //	          queries, scan (down)            dq; the slots' adjoints at segment ends
-//	          slots, window                   dk, dv, dz
+//	          slots, full keys                dk, dv, dz
+//
+// Where no slot takes part that is turn and full forward; turn, full queries and full keys (kernels/nha_full.cu).
 //
 // In float32 it is the recurrence, token by token (kernels/nha_f32.cu). States are the host's: they are brought to the card before
 // and back after (nha_state.go); the kernels read and write them in the layout of attention.State.
@@ -30,26 +35,30 @@ const (
 	nhaForward
 	nhaQueries
 	nhaSlots
-	nhaWindow
+	nhaTurn
+	nhaFullForward
+	nhaFullQueries
+	nhaFullKeys
 )
 
 // nhaKernels are their files and entries.
 var nhaKernels = [...]struct{ file, entry string }{
 	{"nha_forward.cu", "nha_contribute"}, {"nha_forward.cu", "nha_scan"}, {"nha_forward.cu", "nha_forward"},
-	{"nha_backward.cu", "nha_backward_queries"}, {"nha_backward.cu", "nha_backward_slots"}, {"nha_window.cu", "nha_backward_window"},
+	{"nha_backward.cu", "nha_backward_queries"}, {"nha_backward.cu", "nha_backward_slots"},
+	{"nha_full.cu", "nha_turn"}, {"nha_full.cu", "nha_full_forward"}, {"nha_full.cu", "nha_full_queries"}, {"nha_full.cu", "nha_full_keys"},
 }
 
 // nhaSequence is a row of the table that kernels read: struct Sequence of nha.cuh. Addresses are 0 for what is not there.
 type nhaSequence struct {
 	//lint:ignore U1000 start stays 0, as rings are brought up in the order of time; kernels read it
-	at, tokens, held, start, capacity, base int64
-	key, value, slots                       int64 // K, V, M
-	keys, values, gates                     arg   // the ring's
-	slotKeys, slotValues                    arg
-	finalKeys, finalValues                  arg
-	ringDKeys, ringDValues, ringDGates      arg
-	dSlotKeys, dSlotValues                  arg
-	initialDKeys, initialDValues            arg
+	at, tokens, held, start, capacity, base, baseToken int64
+	key, value, slots                                  int64 // K, V, M
+	keys, values, gates                                arg   // the ring's
+	slotKeys, slotValues                               arg
+	finalKeys, finalValues                             arg
+	ringDKeys, ringDValues, ringDGates                 arg
+	dSlotKeys, dSlotValues                             arg
+	initialDKeys, initialDValues                       arg
 }
 
 // nhaRun is one call of the operator under way.
@@ -59,13 +68,22 @@ type nhaRun struct {
 	g         *attention.Gradients // nil: forward
 	sequences []nhaSequence
 	longest   int // tokens of the longest sequence, its ring's among them
+	all       int // tokens of all sequences, their rings' among them
 	segments  int
 	slots     int // as kernels see them: 0 where no token enters and no state is carried
 	sinks     float64
 	sets      int // of slots in scratch: one more for a sequence than it has segments
 	table     arg
-	items     arg // sequence and segment, pairs of int32
+	items     arg  // sequence and segment, pairs of int32
+	chunks    list // of tokens, the rings' among them, by nhaChunk
+	blocks    list // of queries
 	cos, sin  arg
+}
+
+// list is pairs of int32 on the card: a sequence, and which of its parts.
+type list struct {
+	n  int
+	at arg
 }
 
 // NHA is the operator: outputs, and final states where wanted.
@@ -97,10 +115,10 @@ func (b *Backend) NHABackward(c *attention.Call, g *attention.Gradients) {
 // newRun brings states and tables to the card.
 func (b *Backend) newRun(c *attention.Call, g *attention.Gradients) *nhaRun {
 	r := &nhaRun{b: b, c: c, g: g, slots: c.Slots}
-	at, carried := 0, false
+	at, all, carried := 0, 0, false
 	var items []int32
 	for i, tokens := range c.Lengths {
-		s := nhaSequence{at: int64(at), tokens: int64(tokens), base: int64(r.sets), key: int64(c.KeyDim), value: int64(c.ValueDim), slots: int64(c.Slots)}
+		s := nhaSequence{at: int64(at), tokens: int64(tokens), base: int64(r.sets), baseToken: int64(all), key: int64(c.KeyDim), value: int64(c.ValueDim), slots: int64(c.Slots)}
 		r.upState(i, &s)
 		carried = carried || s.slotKeys != 0 || s.initialDKeys != 0 || s.finalKeys != 0 || s.dSlotKeys != 0
 		segments := blocks(tokens, nhaSegment)
@@ -111,6 +129,7 @@ func (b *Backend) newRun(c *attention.Call, g *attention.Gradients) *nhaRun {
 		r.sets += segments + 1
 		r.segments += segments
 		r.longest = max(r.longest, int(s.held)+tokens)
+		all += int(s.held) + tokens
 		at += tokens
 	}
 	if r.slots > 0 && !carried && r.longest <= c.Window {
@@ -119,23 +138,44 @@ func (b *Backend) newRun(c *attention.Call, g *attention.Gradients) *nhaRun {
 			r.sinks = float64(c.Slots)
 		}
 	}
-	r.table, r.items = upTable(b, r.sequences), upTable(b, items)
-	if c.Rope != nil && c.Window > 0 {
-		rows := min(r.longest, nhaSegment+c.Window+2*nhaChunk)
-		if b.dtype == tensor.F32 {
-			rows = r.longest
+	r.all = all
+	lists := [][]int32{items}
+	if c.Window > 0 && b.dtype != tensor.F32 {
+		rows := nhaFullRows
+		if g != nil {
+			rows = r.shape().queryRows()
 		}
-		r.cos, r.sin = b.ropeTable(c.Rope, rows)
+		lists = append(lists, r.blocksOf(nhaChunk, true), r.blocksOf(rows, false))
+	}
+	r.upLists(lists)
+	if c.Rope != nil && c.Window > 0 {
+		r.cos, r.sin = b.ropeTable(c.Rope, r.longest)
 	}
 	return r
 }
 
+// upLists brings the table of sequences and lists of their parts to the card, all in one copy.
+func (r *nhaRun) upLists(lists [][]int32) {
+	table := slices.Clone(bytesOf(r.sequences))
+	for _, l := range lists {
+		table = append(table, bytesOf(l)...)
+	}
+	at := upTable(r.b, table)
+	r.table, r.items = at, at+arg(len(bytesOf(r.sequences)))
+	if len(lists) > 1 {
+		r.chunks = list{len(lists[1]) / 2, r.items + arg(4*len(lists[0]))}
+		r.blocks = list{len(lists[2]) / 2, r.chunks.at + arg(4*len(lists[1]))}
+	}
+}
+
+func bytesOf[E any](rows []E) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(rows))), len(rows)*int(unsafe.Sizeof(*new(E))))
+}
+
 // upTable brings rows of a table to the card, for the op in hand.
 func upTable[E any](b *Backend, rows []E) arg {
-	bytes := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(rows))), len(rows)*int(unsafe.Sizeof(*new(E))))
-	t := b.scratchTensor(tensor.U8, tensor.Of(len(bytes)))
-	b.d.write(t, tensor.FromBytes(tensor.U8, t.Shape, bytes))
-	return pointer(t)
+	bytes := bytesOf(rows)
+	return b.tables.up(b, bytes)
 }
 
 // nhaShape is the sizes that kernels of nha.cu are laid out by.
@@ -152,32 +192,25 @@ func (s nhaShape) state() int { return s.slots * (s.key + s.value) }
 func (s nhaShape) shared(pass int) int {
 	keys, values, slotKeys, slotValues := nhaChunk*(s.key+8)*2, nhaChunk*(s.value+8)*2, s.slots*(s.key+8)*2, s.slots*(s.value+8)*2
 	gate, weights := nhaChunk*(s.slots+4)*4, nhaChunk*(s.slots+8)*2
-	gates := 2*gate + 4*s.slots*4
+	gates := gate + 2*weights + 4*s.slots*4
 	keySums, valueSums := nhaChunk*(s.key+8)*4, nhaChunk*(s.value+8)*4
 	row := nhaChunk * 4
 	switch pass {
 	case nhaContribute:
 		return keys + values + gates
 	case nhaForward:
-		n := max(2*keys, valueSums) + 3*row + keys + values
-		if s.slots > 0 {
-			n += keys + values + slotKeys + slotValues + gates
-		}
-		return n
+		return max(2*keys, valueSums) + 3*row + 2*(keys+values) + slotKeys + slotValues + gates
 	case nhaQueries:
-		windowTiles := 1
-		if max(s.key, s.value) <= 64 {
-			windowTiles = 2
-		}
-		n := max(keys+values, keySums) + windowTiles*(keys+values) + keys + 5*row
-		if s.slots > 0 {
-			n += keys + values + max(slotKeys+slotValues, 2*weights) + gates + s.slots*4
-		}
-		return n
+		return max(keys+values, keySums) + keys + values + max(slotKeys+slotValues, 2*weights) + slotKeys + gates + s.slots*4 + 8*row
 	case nhaSlots:
-		return max(keys+values+slotKeys+slotValues, 2*gate) + max(keys+values+2*weights, keySums, valueSums) + gates + gate + 5*s.slots*4
-	case nhaWindow:
-		return keys + values + max(keys+values, keySums+valueSums) + 2*row
+		return max(keys+values, 2*gate) + max(keys+values+2*weights, slotKeys+slotValues, keySums, valueSums) + gates + gate + 5*s.slots*4
+	case nhaFullForward:
+		return max(2*(keys+values), nhaFullRows*(max(s.key, s.value)+8)*2)
+	case nhaFullQueries:
+		rows := s.queryRows()
+		return max(2*(2*keys+values), rows*(s.key+s.value+16)*2, rows*(s.key+8)*4)
+	case nhaFullKeys:
+		return max(2*(2*keys+values), keySums, valueSums) + 4*row
 	}
 	return 0
 }
@@ -185,9 +218,9 @@ func (s nhaShape) shared(pass int) int {
 // passes are the kernels that a call of this shape may need.
 func (s nhaShape) passes() []int {
 	if s.slots == 0 {
-		return []int{nhaForward, nhaQueries, nhaWindow}
+		return []int{nhaTurn, nhaFullForward, nhaFullQueries, nhaFullKeys}
 	}
-	return []int{nhaContribute, nhaScan, nhaForward, nhaQueries, nhaSlots, nhaWindow}
+	return []int{nhaContribute, nhaScan, nhaForward, nhaQueries, nhaSlots, nhaTurn, nhaFullQueries, nhaFullKeys}
 }
 
 // together is how many blocks are to share a multiprocessor: as many as have room for their registers and shared memory.
@@ -198,18 +231,30 @@ func (s nhaShape) together(pass, available int) int {
 		switch pass {
 		case nhaContribute:
 			n = 3
-		case nhaForward, nhaWindow:
+		case nhaForward, nhaFullForward:
 			n = 2
+		case nhaFullQueries, nhaFullKeys:
+			n = 3
 		}
 	}
 	return max(1, min(n, (available+reserved)/(s.shared(pass)+reserved)))
 }
 
+// threads are a kernel's to a block.
+func (s nhaShape) threads(pass int) int {
+	switch {
+	case pass == nhaTurn, pass == nhaFullKeys, pass == nhaFullForward && max(s.key, s.value) <= 64:
+		return 128
+	case pass == nhaFullQueries:
+		return 2 * s.queryRows()
+	}
+	return 256
+}
+
 // launch queues a kernel over a grid.
 func (r *nhaRun) launch(pass int, g grid, args ...arg) {
-	const threads = 256
 	k := r.b.d.kernel(nhaKernels[pass].file, nhaKernels[pass].entry, r.defines(pass)...)
-	r.b.d.launch(k, g, threads, r.shape().shared(pass), args...)
+	r.b.d.launch(k, g, r.shape().threads(pass), r.shape().shared(pass), args...)
 }
 
 // defines are a kernel's constants. Where nothing is padded the sizes are constants, other calls share a padded shape.
@@ -276,43 +321,47 @@ func (r *nhaRun) starts() (states, decays arg) {
 
 func (r *nhaRun) forward() {
 	c := r.c
+	t := r.turn(false)
+	if r.slots == 0 {
+		r.fullForward(t)
+		return
+	}
 	states, _ := r.starts()
-	r.launch(nhaForward, r.bySegment(), r.table, r.items, pointer(c.Q), pointer(c.K), pointer(c.V), pointer(c.Z), r.cos, r.sin, states,
+	r.launch(nhaForward, r.bySegment(), r.table, r.items, pointer(c.Q), pointer(c.K), pointer(c.V), pointer(c.Z), t.queries, t.keys, states,
 		pointer(c.O), pointer(c.LSE), pointer(c.Share), r.queryHeads(), r.heads(), r.window(), r.scale(), r.normalizer(), r.mask(), f32(r.sinks))
 }
 
 func (r *nhaRun) backward() {
 	c, g, b := r.c, r.g, r.b
 	n, shape := c.Q.Dim(0), r.shape()
-	states, decays := r.starts()
-	adjoints := arg(0)
-	if r.slots > 0 {
-		adjoints = b.scratch(4 * r.sets * c.KVHeads * shape.state())
-	}
+	t := r.turn(true)
 	exact, inner := b.scratch(4*n*c.QueryHeads), b.scratch(4*n*c.QueryHeads)
-	weights, dlogits := b.scratch(2*n*c.QueryHeads*shape.slots), b.scratch(2*n*c.QueryHeads*shape.slots)
-	earlier := b.scratch(2 * n * c.QueryHeads * shape.slots)
 	if g.DZ.Present() { // tokens that stay in the window have no part in the slots
 		b.d.fill(g.DZ.Address(), 0, g.DZ.Len()*g.DZ.DType.Size())
 	}
-	r.launch(nhaQueries, r.bySegment(), r.table, r.items, pointer(c.Q), pointer(c.K), pointer(c.V), pointer(c.Z), r.cos, r.sin, states, adjoints, pointer(c.LSE),
-		pointer(g.DO), pointer(g.DQ), exact, inner, weights, dlogits, earlier, r.queryHeads(), r.heads(), r.window(), r.scale(), r.normalizer(), r.mask(), f32(r.sinks))
-	if r.slots > 0 {
-		r.launch(nhaScan, r.bySlot(), r.table, adjoints, decays, r.heads(), truth(true))
-		r.launch(nhaSlots, r.bySegment(), r.table, r.items, pointer(c.Q), pointer(c.K), pointer(c.V), pointer(c.Z), states, adjoints, pointer(g.DO), weights, dlogits, earlier,
-			pointer(g.DK), pointer(g.DV), pointer(g.DZ), r.queryHeads(), r.heads(), r.window(), r.scale(), r.normalizer())
-	}
-	if c.Window == 0 {
+	if r.slots == 0 {
+		r.fullQueries(t, 0, exact, inner, 0)
+		r.fullKeys(t, exact, inner)
 		return
 	}
-	var items []int32
-	for i, s := range r.sequences {
-		for block := range blocks(int(s.held+s.tokens), nhaChunk) {
-			items = append(items, int32(i), int32(block))
-		}
+	states, decays := r.starts()
+	adjoints := b.scratch(4 * r.sets * c.KVHeads * shape.state())
+	weights, dlogits := b.scratch(2*n*c.QueryHeads*shape.slots), b.scratch(2*n*c.QueryHeads*shape.slots)
+	earlier := b.scratch(2 * n * c.QueryHeads * shape.slots)
+	chunkStates := b.scratch(4 * (nhaSegment / nhaChunk) * r.sets * c.KVHeads * shape.state())
+	rest, starts := arg(0), arg(0)
+	if c.Window > 0 {
+		rest, starts = b.scratch(2*c.Q.Len()), b.scratch(4*n*c.QueryHeads)
+		r.fullQueries(t, rest, exact, inner, starts)
 	}
-	r.launch(nhaWindow, grid{len(items) / 2, c.KVHeads, 1}, r.table, upTable(b, items), pointer(c.Q), pointer(c.K), pointer(c.V), r.cos, r.sin, pointer(g.DO), exact, inner,
-		pointer(g.DK), pointer(g.DV), r.queryHeads(), r.heads(), r.window(), r.scale(), truth(r.slots > 0))
+	r.launch(nhaQueries, r.bySegment(), r.table, r.items, pointer(c.Q), pointer(c.K), pointer(c.V), pointer(c.Z), states, adjoints, pointer(c.LSE), pointer(g.DO), pointer(g.DQ),
+		rest, exact, inner, starts, weights, dlogits, earlier, chunkStates, r.queryHeads(), r.heads(), r.window(), r.scale(), r.normalizer(), r.mask(), f32(r.sinks))
+	r.launch(nhaScan, r.bySlot(), r.table, adjoints, decays, r.heads(), truth(true))
+	r.launch(nhaSlots, r.bySegment(), r.table, r.items, pointer(c.Q), pointer(c.K), pointer(c.V), pointer(c.Z), states, adjoints, pointer(g.DO), weights, dlogits, earlier, chunkStates,
+		pointer(g.DK), pointer(g.DV), pointer(g.DZ), r.queryHeads(), r.heads(), r.window(), r.scale(), r.normalizer())
+	if c.Window > 0 {
+		r.fullKeys(t, exact, inner)
+	}
 }
 
 // ropeTables are the rotary tables on the card of the last few that were used.

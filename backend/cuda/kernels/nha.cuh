@@ -1,12 +1,11 @@
 // The NHA operator (SPEC 1) in bf16 on tensor cores, with float32 accumulation, slots and softmax: what its kernels share. One
-// kernel for each PASS, in nha_forward.cu, nha_backward.cu and nha_window.cu:
+// kernel for each PASS, in nha_forward.cu, nha_backward.cu and (the window alone) nha_full.cu:
 //
 //	CONTRIBUTE  what a segment of tokens adds to empty slots, and how far it makes older ones fade: all segments in parallel
 //	SCAN        the slots at the start of every segment (for backward: the adjoints at the end of every one)
 //	FORWARD     a segment's outputs, slots and window under one softmax
 //	QUERIES     backward: dq, and what a segment adds to the adjoints U, R of the slots
 //	SLOTS       backward: dk, dv, dz of tokens in the slots
-//	WINDOW      backward: dk, dv of tokens in the window
 //
 // Tokens are counted as in package attention: e = held + t, the ring's tokens in front; token e-W enters the slots at e. A
 // segment is SEGMENT tokens, walked in chunks of 64 whose slots stay on the chip. Inside a chunk the parallel form of SPEC 1.2
@@ -26,7 +25,6 @@
 #define FORWARD 2
 #define QUERIES 3
 #define SLOTS_BACKWARD 4
-#define WINDOW 5
 
 constexpr int Kp = KEY_DIM, Vp = VALUE_DIM, Mp = SLOTS; // K and V in steps of 16, M of 32; where EXACT they are K, V and M
 constexpr int KS = Kp + 8, VS = Vp + 8, GS = Mp + 4; // row strides in shared memory, free of bank conflicts
@@ -43,6 +41,7 @@ struct Sequence {
     i64 at, tokens, held; // first row in the call, rows, tokens that the ring brings
     i64 start, capacity;  // of the ring
     i64 base;             // its first segment's slots in states; it has one set more than segments
+    i64 base_token;       // tokens of the sequences before, their rings' among them
     i64 key_dim, value_dim, slots; // K, V, M
     const bf16 *keys, *values; // [H, capacity, K], [H, capacity, V]
     const float* gates;        // [H, capacity, M]
@@ -97,22 +96,39 @@ struct Carve {
 };
 __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-// Tiles are 64 rows of bf16. A row that does not exist is zeros: it is multiplied by 0 and has to be a number.
-template <int PADDED, typename Row> __device__ __forceinline__ void load_tile(bf16* tile, int width, Row row) {
+// Tiles are rows of bf16, or of float16 as bits. A row that does not exist is zeros: it is multiplied by 0 and has to be a number.
+template <int PADDED, int ROWS = CHUNK, int BLOCK_THREADS = THREADS, typename Row> __device__ __forceinline__ void load_tile(bf16* tile, int width, Row row) {
     constexpr int stride = PADDED + 8, parts = PADDED / 8;
     if (width % 8 == 0) {
-        for (int i = threadIdx.x; i < CHUNK * parts; i += THREADS) {
+#pragma unroll 4
+        for (int i = threadIdx.x; i < ROWS * parts; i += BLOCK_THREADS) {
             int r = i / parts, c = i % parts * 8;
             const bf16* from = row(r);
             bool exists = from && c < width;
             copy_async_16(tile + r * stride + c, exists ? (const void*)(from + c) : (const void*)&nothing, exists);
         }
     } else {
-        for (int i = threadIdx.x; i < CHUNK * PADDED; i += THREADS) {
+        for (int i = threadIdx.x; i < ROWS * PADDED; i += BLOCK_THREADS) {
             int r = i / PADDED, c = i % PADDED;
             const bf16* from = row(r);
             tile[r * stride + c].bits = from && c < width ? from[c].bits : 0;
         }
+    }
+}
+// load_span is load_tile of rows that lie stride apart, of which [least, end) exist and are PADDED wide.
+template <int PADDED, int ROWS = CHUNK, int BLOCK_THREADS = THREADS> __device__ __forceinline__ void load_span(bf16* tile, const bf16* from, int stride, int least, int end) {
+    constexpr int parts = PADDED / 8, together = BLOCK_THREADS / parts;
+    if constexpr (BLOCK_THREADS % parts == 0 && ROWS % together == 0) {
+        const int first = threadIdx.x / parts, c = threadIdx.x % parts * 8;
+        const bf16* p = from + (i64)first * stride + c;
+        tile += first * (PADDED + 8) + c;
+#pragma unroll
+        for (int n = 0; n < ROWS / together; n++, p += (i64)together * stride) {
+            int r = first + n * together;
+            copy_async_16(tile + n * together * (PADDED + 8), p, r >= least && r < end);
+        }
+    } else {
+        load_tile<PADDED, ROWS, BLOCK_THREADS>(tile, PADDED, [&](int r) { return r >= least && r < end ? from + (i64)r * stride : nullptr; });
     }
 }
 __device__ __forceinline__ void tiles_loaded() {
@@ -121,38 +137,48 @@ __device__ __forceinline__ void tiles_loaded() {
     __syncthreads();
 }
 
-// rotate turns the rows of a tile of keys or queries, in place or to another, row r to position first + r; rows with a position below
-// least do not exist. Without tables it is a copy.
-template <int N> __device__ __forceinline__ void rotate_parts(bf16* to, const bf16* tile, int width, const float* cosines, const float* sines, int first, int least, int end) {
-    const int half = width / 2, parts = half / N;
-    for (int i = threadIdx.x; i < CHUNK * parts; i += THREADS) {
-        int r = i / parts, c = i % parts * N;
-        float cosine[N] = {}, sine[N] = {}, a[N], b[N], x[N], y[N];
-        if (first + r >= least && first + r < end) {
-            load<N>(cosines + (i64)(first + r) * half + c, cosine);
-            load<N>(sines + (i64)(first + r) * half + c, sine);
-        }
-        load<N>(tile + r * KS + c, a);
-        load<N>(tile + r * KS + half + c, b);
-#pragma unroll
-        for (int n = 0; n < N; n++) x[n] = a[n] * cosine[n] - b[n] * sine[n], y[n] = b[n] * cosine[n] + a[n] * sine[n];
-        store<N>(to + r * KS + c, x);
-        store<N>(to + r * KS + half + c, y);
-    }
+// Rotated keys and queries are float16 where they make logits: rounded to bf16 they would move a logit of 100 by .1.
+__device__ __forceinline__ u32 pack_f16(float low, float high) {
+    u32 y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(fminf(fmaxf(high, -65504.0f), 65504.0f)), "f"(fminf(fmaxf(low, -65504.0f), 65504.0f)));
+    return y;
 }
-struct Turn {
-    const float *cosines, *sines;
-    int width, origin, all; // K; the token at position 0; tokens
-    __device__ __forceinline__ void operator()(bf16* to, const bf16* tile, int e0) const {
-        if (cosines) {
-            if (width % 16 == 0) rotate_parts<8>(to, tile, width, cosines, sines, e0 - origin, max(0, -origin), all - origin);
-            else rotate_parts<1>(to, tile, width, cosines, sines, e0 - origin, max(0, -origin), all - origin);
-        }
-        if (to != tile) // what has not been turned: padding, or everything
-            for (int i = threadIdx.x; i < CHUNK * Kp; i += THREADS)
-                if (!cosines || i % Kp >= width) to[i / Kp * KS + i % Kp] = tile[i / Kp * KS + i % Kp];
-    }
-};
+__device__ __forceinline__ uint4 pack_f16(const float (&x)[8], float factor) {
+    return make_uint4(pack_f16(x[0] * factor, x[1] * factor), pack_f16(x[2] * factor, x[3] * factor), pack_f16(x[4] * factor, x[5] * factor), pack_f16(x[6] * factor, x[7] * factor));
+}
+__device__ __forceinline__ void mma_f16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// load_tokens loads the rows of tokens [e0, e0 + 64) and up to end.
+template <int PADDED, int BLOCK_THREADS = THREADS> __device__ __forceinline__ void load_tokens(bf16* tile, const Tokens& x, int e0, int end) {
+    if (EXACT && e0 >= x.held) load_span<PADDED, CHUNK, BLOCK_THREADS>(tile, x[e0], x.stride, 0, end - e0);
+    else load_tile<PADDED, CHUNK, BLOCK_THREADS>(tile, x.width, [&](int r) { return e0 + r < end ? at(x, e0 + r) : nullptr; });
+}
+
+// load_queries loads rows of queries or their gradients, the first end of them.
+template <int PADDED, int BLOCK_THREADS = THREADS> __device__ __forceinline__ void load_queries(bf16* tile, const bf16* from, int stride, int width, int end) {
+    if (EXACT) load_span<PADDED, CHUNK, BLOCK_THREADS>(tile, from, stride, 0, end);
+    else load_tile<PADDED, CHUNK, BLOCK_THREADS>(tile, width, [&](int r) { return r < end ? from + (i64)r * stride : nullptr; });
+}
+// prefetch brings 64 rows, the first end of them, to the second-level cache while others are worked at; prefetch_near to the first.
+template <int PADDED> __device__ __forceinline__ void prefetch(const bf16* from, int stride, int end) {
+    constexpr int lines = (PADDED + 63) / 64;
+    for (int i = threadIdx.x; i < CHUNK * lines; i += blockDim.x)
+        if (i / lines < end) asm volatile("prefetch.global.L2 [%0];" ::"l"(from + (i64)(i / lines) * stride + i % lines * 64));
+}
+template <int WIDTH, typename T> __device__ __forceinline__ void prefetch_near(const T* from, int stride, int end) {
+    constexpr int each = 128 / sizeof(T), lines = (WIDTH + each - 1) / each;
+    for (int i = threadIdx.x; i < CHUNK * lines; i += blockDim.x)
+        if (i / lines < end) asm volatile("prefetch.global.L1 [%0];" ::"l"(from + (i64)(i / lines) * stride + i % lines * each));
+}
+template <int PADDED> __device__ __forceinline__ void prefetch(const Tokens& x, int e0, int end) {
+    if (e0 >= x.held) prefetch<PADDED>(x[e0], x.stride, end - e0);
+}
+template <int N> struct Width { static constexpr int value = N; };
 
 // Operands from tiles: A from rows m or (transposed) rows k, B from rows n or (transposed) rows k; B for 16 columns.
 __device__ __forceinline__ void load_a(u32 (&a)[4], const bf16* tile, int stride, int m, int k) {
@@ -175,16 +201,22 @@ template <int N> __device__ __forceinline__ void load_rows(u32 (&a)[N][4], const
 #pragma unroll
     for (int k = 0; k < N; k++) load_a(a[k], tile, stride, m, 16 * k);
 }
-// times_rows is d[16,16] = a x^T for the 16 rows of x from n on.
-template <int N> __device__ __forceinline__ void times_rows(float (&d)[2][4], const u32 (&a)[N][4], const bf16* x, int stride, int n) {
+// times_rows is d[16,16] = a x^T for the 16 rows of x from n on, times_rows_f16 the same in float16.
+template <int N, typename Mma> __device__ __forceinline__ void times_rows(float (&d)[2][4], const u32 (&a)[N][4], const bf16* x, int stride, int n, Mma mma) {
     zero(d);
 #pragma unroll
     for (int k = 0; k < N; k++) {
         u32 b[4];
         load_b(b, x, stride, n, 16 * k);
-        mma_bf16(d[0], a[k], b[0], b[1]);
-        mma_bf16(d[1], a[k], b[2], b[3]);
+        mma(d[0], a[k], b[0], b[1]);
+        mma(d[1], a[k], b[2], b[3]);
     }
+}
+template <int N> __device__ __forceinline__ void times_rows(float (&d)[2][4], const u32 (&a)[N][4], const bf16* x, int stride, int n) {
+    times_rows(d, a, x, stride, n, [](float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_bf16(d, a, b0, b1); });
+}
+template <int N> __device__ __forceinline__ void times_rows_f16(float (&d)[2][4], const u32 (&a)[N][4], const bf16* x, int stride, int n) {
+    times_rows(d, a, x, stride, n, [](float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_f16(d, a, b0, b1); });
 }
 // add_times is d += a x for the 16 rows of x from k on, d as wide as x.
 template <int N> __device__ __forceinline__ void add_times(float (&d)[N][4], const u32 (&a)[4], const bf16* x, int stride, int k) {
@@ -197,75 +229,121 @@ template <int N> __device__ __forceinline__ void add_times(float (&d)[N][4], con
     }
 }
 // as_a turns a product of 16 columns into the operand of the next.
-__device__ __forceinline__ void as_a(u32 (&a)[4], const float (&p)[2][4]) {
-    a[0] = pack_bf16(p[0][0], p[0][1]), a[1] = pack_bf16(p[0][2], p[0][3]);
-    a[2] = pack_bf16(p[1][0], p[1][1]), a[3] = pack_bf16(p[1][2], p[1][3]);
+__device__ __forceinline__ void as_a(u32 (&a)[4], const float (&left)[4], const float (&right)[4]) {
+    a[0] = pack_bf16(left[0], left[1]), a[1] = pack_bf16(left[2], left[3]);
+    a[2] = pack_bf16(right[0], right[1]), a[3] = pack_bf16(right[2], right[3]);
+}
+__device__ __forceinline__ void as_a(u32 (&a)[4], const float (&p)[2][4]) { as_a(a, p[0], p[1]); }
+// rest_as_a is what as_a's rounding leaves.
+__device__ __forceinline__ void rest_as_a(u32 (&a)[4], const float (&left)[4], const float (&right)[4]) {
+    as_a(a, left, right);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float(&x)[4] = i < 2 ? left : right;
+        a[i] = pack_bf16(x[i % 2 * 2] - unpack_low(a[i]), x[i % 2 * 2 + 1] - unpack_high(a[i]));
+    }
 }
 // Rows of an accumulator are group and group + 8, columns 8n + pair and the next.
 __device__ __forceinline__ int group() { return threadIdx.x % 32 / 4; }
 __device__ __forceinline__ int pair() { return threadIdx.x % 4 * 2; }
 
 #if SLOTS > 0
-// gates fills, for the tokens that enter in the chunk of e0, G [64][Mp] in base 2 and L = G - log2 s. No token: a = 1, s = 0.
+// Gates are, for the tokens that enter in the chunk of e0, G [64][Mp] in base 2 and e^{G_m - G_j} s_j, m being the middle of j's
+// block of 16: rounded to bf16, and what rounding leaves. No token: a = 1, s = 0.
 struct Gates {
-    float *G, *L, *part; // part: [4][Mp]
-    // fetch starts to copy the logits of new tokens to where L will be; the ring's tokens have log a itself, read by compute.
+    static constexpr int ES = Mp + 8;
+    float *G, *part; // part: [4][Mp]
+    bf16 *E, *rest;  // [64][ES]
+    static __device__ __forceinline__ Gates take(Carve& c) {
+        Gates g;
+        g.G = c.take<float>(CHUNK * GS), g.part = c.take<float>(4 * Mp), g.E = c.take<bf16>(CHUNK * ES), g.rest = c.take<bf16>(CHUNK * ES);
+        return g;
+    }
+    __device__ __forceinline__ float middle(int j, int i) const { return G[(j / 16 * 16 + 8) * GS + i]; }
+    // entry is e^{G_m - G_j} s_j to 16 bits.
+    __device__ __forceinline__ float entry(int j, int i) const { return to_float(E[j * ES + i]) + to_float(rest[j * ES + i]); }
+    // fetch starts to copy the logits of new tokens to where E will be; the ring's tokens have log a itself, read by compute.
     __device__ __forceinline__ void fetch(const Rows<bf16, float>& z, int e0, int window) const {
-        load_tile<Mp>((bf16*)L, z.width, [&](int r) {
+        if (EXACT) {
+            load_span<Mp>(E, z[e0 - window], z.stride, z.held - (e0 - window), z.all - e0);
+            return;
+        }
+        load_tile<Mp>(E, z.width, [&](int r) {
             int e = e0 + r, j = e - window;
             return j >= z.held && e < z.all ? z[j] : nullptr;
         });
     }
     __device__ __forceinline__ void compute(const Rows<bf16, float>& z, int e0, int window, float normalizer) const {
         constexpr int EACH = (4 * Mp + THREADS - 1) / THREADS;
+        const bool fresh = e0 - window >= z.held && e0 + CHUNK <= z.all && (EXACT || z.width == Mp); // all from the copied logits
         float logits[EACH][16];
+        if (fresh) {
 #pragma unroll
-        for (int n = 0; n < EACH; n++) {
-            int item = threadIdx.x + n * THREADS, i = item % Mp, first = item / Mp * 16;
-            if (item >= 4 * Mp) break;
+            for (int n = 0; n < EACH; n++) {
+                int item = threadIdx.x + n * THREADS;
+                if (item >= 4 * Mp) break;
+                const bf16* from = E + item / Mp * 16 * ES + item % Mp;
 #pragma unroll
-            for (int r = 0; r < 16; r++) {
-                int e = e0 + first + r, j = e - window;
-                logits[n][r] = 1e30f; // a = 1, s = 0
-                if (i < z.width && j >= 0 && e < z.all) logits[n][r] = j < z.held ? z.in_ring(j)[i] : to_float(((const bf16*)L)[(first + r) * (Mp + 8) + i]);
+                for (int r = 0; r < 16; r++) logits[n][r] = to_float(from[r * ES]);
+            }
+        } else {
+#pragma unroll 1
+            for (int r = 0; r < 16; r++)
+#pragma unroll
+                for (int n = 0; n < EACH; n++) {
+                    int item = threadIdx.x + n * THREADS, i = item % Mp, first = item / Mp * 16;
+                    if (item >= 4 * Mp) break;
+                    int e = e0 + first + r, j = e - window;
+                    float x = 1e30f; // a = 1, s = 0
+                    if (i < z.width && j >= 0 && e < z.all) x = j < z.held ? z.in_ring(j)[i] : to_float(E[(first + r) * ES + i]);
+                    G[(first + r) * GS + i] = x; // its own, read again below
+                }
+#pragma unroll
+            for (int n = 0; n < EACH; n++) {
+                int item = threadIdx.x + n * THREADS;
+                if (item >= 4 * Mp) break;
+#pragma unroll
+                for (int r = 0; r < 16; r++) logits[n][r] = G[(item / Mp * 16 + r) * GS + item % Mp];
             }
         }
-        __syncthreads();
+        float sums[EACH][16];
 #pragma unroll
         for (int n = 0; n < EACH; n++) {
-            int item = threadIdx.x + n * THREADS, i = item % Mp, first = item / Mp * 16;
+            int item = threadIdx.x + n * THREADS, first = item / Mp * 16;
             if (item >= 4 * Mp) break;
             float sum = 0;
+            const int in_ring = fresh ? 0 : z.held - (e0 + first - window); // the ring's tokens keep log a itself
 #pragma unroll
             for (int r = 0; r < 16; r++) {
-                int j = e0 + first + r - window;
-                float x = logits[n][r], logA;
-                if (j >= 0 && j < z.held && x < 1e29f) {
-                    logA = x; // the ring keeps log a itself
-                } else {
-                    float y = exp2_fast(-fabsf(x) * LOG2E);
-                    float log1p = y < 0.0078125f ? y * (1 - y * (0.5f - y * 0.33333333f)) : log2_fast(1 + y) * 0.69314718f;
-                    logA = (fminf(x, 0.0f) - log1p) * normalizer;
-                }
+                float x = logits[n][r];
+                float y = exp2_fast(-fabsf(x) * LOG2E);
+                float log1p = y < 0.0078125f ? y * (1 - y * (0.5f - y * 0.33333333f)) : log2_fast(1 + y) * 0.69314718f;
+                float logA = (fminf(x, 0.0f) - log1p) * normalizer;
+                if (r < in_ring && x < 1e29f) logA = x;
                 logA = fmaxf(logA, LOWEST_LOG_A);
-                float s = logA > -0.0625f ? -logA * (1 + logA * (0.5f + logA * (0.16666667f + logA * 0.041666667f))) : 1 - exp2_fast(logA * LOG2E);
+                logits[n][r] = logA > -0.0625f ? -logA * (1 + logA * (0.5f + logA * (0.16666667f + logA * 0.041666667f))) : 1 - exp2_fast(logA * LOG2E); // s
                 sum += logA * LOG2E;
-                G[(first + r) * GS + i] = sum;
-                L[(first + r) * GS + i] = log2_fast(s);
+                sums[n][r] = sum;
             }
             part[item] = sum;
         }
         __syncthreads();
-        for (int item = threadIdx.x; item < 4 * Mp; item += THREADS) {
-            int i = item % Mp, block = item / Mp;
+#pragma unroll
+        for (int n = 0; n < EACH; n++) {
+            int item = threadIdx.x + n * THREADS, i = item % Mp, block = item / Mp;
+            if (item >= 4 * Mp) break;
             float before = 0;
-            for (int b = 0; b < block; b++) before += part[b * Mp + i];
+#pragma unroll
+            for (int b = 0; b < 3; b++) before += b < block ? part[b * Mp + i] : 0;
+            float* g = G + block * 16 * GS + i;
+            bf16 *e = E + block * 16 * ES + i, *l = rest + block * 16 * ES + i;
 #pragma unroll
             for (int r = 0; r < 16; r++) {
-                int at = (block * 16 + r) * GS + i;
-                float g = G[at] + before;
-                G[at] = g;
-                L[at] = g - L[at];
+                float x = logits[n][r] * exp2_fast(sums[n][8] - sums[n][r]);
+                bf16 rounded = round_to<bf16>(x);
+                g[r * GS] = sums[n][r] + before;
+                e[r * ES] = rounded;
+                l[r * ES] = round_to<bf16>(x - to_float(rounded));
             }
         }
         __syncthreads();
@@ -312,16 +390,20 @@ struct State {
             }
         });
     }
-    // publish rounds the slots to the tiles that products read.
-    __device__ __forceinline__ void publish(bf16* keys_tile, bf16* values_tile) {
+    // publish rounds the slots to the tiles that products read; keys_rest: and what that leaves of the keys.
+    __device__ __forceinline__ void publish(bf16* keys_tile, bf16* values_tile, bf16* keys_rest = nullptr) {
         each([&](float (&x)[DP / 8][4], int i, bool keys) {
             int width = keys ? Kp : Vp;
             bf16* rows = (keys ? keys_tile : values_tile) + (i + group()) * (width + 8) + pair();
 #pragma unroll
             for (int n = 0; n < DP / 8; n++) {
                 if (8 * n >= width) continue;
-                *(u32*)(rows + 8 * n) = pack_bf16(x[n][0], x[n][1]);
-                *(u32*)(rows + 8 * (width + 8) + 8 * n) = pack_bf16(x[n][2], x[n][3]);
+                u32 low = pack_bf16(x[n][0], x[n][1]), high = pack_bf16(x[n][2], x[n][3]);
+                *(u32*)(rows + 8 * n) = low, *(u32*)(rows + 8 * (width + 8) + 8 * n) = high;
+                if (!keys_rest || !keys) continue;
+                bf16* rest = keys_rest + (i + group()) * KS + pair() + 8 * n;
+                *(u32*)rest = pack_bf16(x[n][0] - unpack_low(low), x[n][1] - unpack_high(low));
+                *(u32*)(rest + 8 * KS) = pack_bf16(x[n][2] - unpack_low(high), x[n][3] - unpack_high(high));
             }
         });
     }
@@ -336,19 +418,20 @@ struct State {
             }
         });
     }
-    // add is += w^T x over a chunk's rows, w(row, slot) given in float32. SPLIT: its rounding error takes part, as weights that
+    // add is += w^T x over a chunk's rows, w = weight(row, slot) factor(its block of 16, slot) in float32. SPLIT: its rounding error takes part, as weights that
     // are nearly equal would otherwise all err to the same side.
-    template <bool SPLIT, typename Weight> __device__ __forceinline__ void add(const bf16* keys_tile, const bf16* values_tile, Weight weight) {
+    template <bool SPLIT, typename Factor, typename Weight> __device__ __forceinline__ void add(const bf16* keys_tile, const bf16* values_tile, Factor factor, Weight weight) {
         each([&](float (&x)[DP / 8][4], int i, bool keys) {
             const bf16* tile = keys ? keys_tile : values_tile;
             int width = keys ? Kp : Vp;
 #pragma unroll
             for (int r = 0; r < CHUNK; r += 16) {
                 u32 a[4], rest[4];
+                float f[2] = {factor(r, i + group()), factor(r, i + group() + 8)};
 #pragma unroll
                 for (int q = 0; q < 4; q++) {
                     int row = r + pair() + q / 2 * 8, slot = i + group() + q % 2 * 8;
-                    float first = weight(row, slot, keys), second = weight(row + 1, slot, keys);
+                    float first = weight(row, slot, keys) * f[q % 2], second = weight(row + 1, slot, keys) * f[q % 2];
                     a[q] = pack_bf16(first, second);
                     if (SPLIT) rest[q] = pack_bf16(first - unpack_low(a[q]), second - unpack_high(a[q]));
                 }
@@ -369,13 +452,13 @@ struct State {
     // enter is the chunk's step from its first to its last state.
     __device__ __forceinline__ void enter(const Gates& g, const bf16* keys_tile, const bf16* values_tile) {
         fade(g);
-        add<true>(keys_tile, values_tile, [&](int row, int slot, bool) { return exp2_fast(g.end(slot) - g.L[row * GS + slot]); });
+        add<true>(keys_tile, values_tile, [&](int r, int slot) { return exp2_fast(g.end(slot) - g.middle(r, slot)); }, [&](int row, int slot, bool) { return g.entry(row, slot); });
     }
 };
 
 // read_slots is the product "read" above for a warp's 16 rows from t0 on and its half of the slots. a: x; states: S0; x: x'.
-// earlier is told the part that tokens before t0 have in it.
-template <int D, typename Earlier> __device__ __forceinline__ void read_slots(float (&d)[MH / 8][4], const u32 (&a)[D / 16][4], const bf16* states, const bf16* x, const Gates& g, int t0, int half, Earlier earlier) {
+// earlier is told the part that tokens before t0 have in it. Where states_rest is given, roundings of factors take part.
+template <int D, bool SPLIT = false, typename Earlier> __device__ __forceinline__ void read_slots(float (&d)[MH / 8][4], const u32 (&a)[D / 16][4], const bf16* states, const bf16* states_rest, const bf16* x, const Gates& g, int t0, int half, Earlier earlier) {
     const int first = half * MH;
     const float* rows = g.G + (t0 + group()) * GS + first;
     auto to_row = [&](const float* middle, int n, int i) {
@@ -391,15 +474,24 @@ template <int D, typename Earlier> __device__ __forceinline__ void read_slots(fl
             load_b(b, states, D + 8, first + 8 * n, 16 * k);
             mma_bf16(d[n], a[k], b[0], b[1]);
             mma_bf16(d[n + 1], a[k], b[2], b[3]);
+            if (!SPLIT) continue;
+            load_b(b, states_rest, D + 8, first + 8 * n, 16 * k);
+            mma_bf16(d[n], a[k], b[0], b[1]);
+            mma_bf16(d[n + 1], a[k], b[2], b[3]);
         }
     }
-    const float* middle = g.G + (t0 + 8) * GS + first;
+    const float* middle = g.G + 8 * GS + first; // of the block of keys in hand; d is relative to it
+    auto fade = [&](const float* before) {
 #pragma unroll
-    for (int n = 0; n < MH / 8; n++) {
-        float left = exp2_fast(middle[8 * n + pair()]), right = exp2_fast(middle[8 * n + pair() + 1]);
-        d[n][0] *= left, d[n][1] *= right, d[n][2] *= left, d[n][3] *= right;
-    }
+        for (int n = 0; n < MH / 8; n++) {
+            int i = 8 * n + pair();
+            float left = exp2_fast(middle[i] - (before ? before[i] : 0)), right = exp2_fast(middle[i + 1] - (before ? before[i + 1] : 0));
+            d[n][0] *= left, d[n][1] *= right, d[n][2] *= left, d[n][3] *= right;
+        }
+    };
+    fade(nullptr);
     for (int j0 = 0; j0 <= t0; j0 += 16) {
+        if (j0 > 0) middle += 16 * GS, fade(middle - 16 * GS);
         float scores[2][4];
         times_rows(scores, a, x, D + 8, j0);
         if (j0 == t0) {
@@ -413,11 +505,11 @@ template <int D, typename Earlier> __device__ __forceinline__ void read_slots(fl
         }
         u32 s[4];
         as_a(s, scores);
-#pragma unroll
-        for (int n = 0; n < MH / 8; n++) {
-            float m = middle[8 * n + group()];
-            const float* l = g.L + (j0 + pair()) * GS + first + 8 * n + group();
-            mma_bf16(d[n], s, pack_bf16(exp2_fast(m - l[0]), exp2_fast(m - l[GS])), pack_bf16(exp2_fast(m - l[8 * GS]), exp2_fast(m - l[9 * GS])));
+        add_times(d, s, g.E + first, Gates::ES, j0);
+        if (SPLIT) {
+            add_times(d, s, g.rest + first, Gates::ES, j0);
+            rest_as_a(s, scores[0], scores[1]);
+            add_times(d, s, g.E + first, Gates::ES, j0);
         }
     }
 #pragma unroll
@@ -427,36 +519,33 @@ template <int D, typename Earlier> __device__ __forceinline__ void read_slots(fl
 }
 
 // write_slots is the product "write", added to d. w is used up.
-template <int D> __device__ __forceinline__ void write_slots(float (&d)[D / 8][4], float (&w)[MH / 8][4], const bf16* states, const bf16* x, const Gates& g, int t0, int half) {
+template <int D, bool SPLIT = false> __device__ __forceinline__ void write_slots(float (&d)[D / 8][4], float (&w)[MH / 8][4], const bf16* states, const bf16* states_rest, const bf16* x, const Gates& g, int t0, int half) {
     const int first = half * MH;
     const float *middle = g.G + (t0 + 8) * GS + first, *rows = g.G + (t0 + group()) * GS + first;
-    u32 scaled[MH / 16][4];
 #pragma unroll
     for (int n = 0; n < MH / 8; n++) {
         int i = 8 * n + pair();
         w[n][0] *= exp2_fast(rows[i] - middle[i]), w[n][1] *= exp2_fast(rows[i + 1] - middle[i + 1]);
         w[n][2] *= exp2_fast(rows[8 * GS + i] - middle[i]), w[n][3] *= exp2_fast(rows[8 * GS + i + 1] - middle[i + 1]);
-        scaled[n / 2][n % 2 * 2] = pack_bf16(w[n][0], w[n][1]);
-        scaled[n / 2][n % 2 * 2 + 1] = pack_bf16(w[n][2], w[n][3]);
-        float left = exp2_fast(middle[i]), right = exp2_fast(middle[i + 1]);
-        w[n][0] *= left, w[n][1] *= right, w[n][2] *= left, w[n][3] *= right;
     }
-#pragma unroll
-    for (int k = 0; k < MH / 16; k++) {
-        u32 a[4] = {pack_bf16(w[2 * k][0], w[2 * k][1]), pack_bf16(w[2 * k][2], w[2 * k][3]), pack_bf16(w[2 * k + 1][0], w[2 * k + 1][1]), pack_bf16(w[2 * k + 1][2], w[2 * k + 1][3])};
-        add_times(d, a, states, D + 8, first + 16 * k);
-    }
-    for (int j0 = 0; j0 <= t0; j0 += 16) {
+    for (int j0 = t0; j0 >= 0; j0 -= 16) {
         float mix[2][4];
         zero(mix);
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
-            const float* l = g.L + (j0 + 8 * n + group()) * GS + first + pair();
-#pragma unroll
-            for (int k = 0; k < MH / 16; k++) {
-                const float *at = l + 16 * k, *m = middle + 16 * k + pair();
-                mma_bf16(mix[n], scaled[k], pack_bf16(exp2_fast(m[0] - at[0]), exp2_fast(m[1] - at[1])), pack_bf16(exp2_fast(m[8] - at[8]), exp2_fast(m[9] - at[9])));
-            }
+        for (int k = 0; k < MH / 16; k++) {
+            u32 a[4], b[4];
+            as_a(a, w[2 * k], w[2 * k + 1]);
+            load_b(b, g.E, Gates::ES, j0, first + 16 * k);
+            mma_bf16(mix[0], a, b[0], b[1]);
+            mma_bf16(mix[1], a, b[2], b[3]);
+            if (!SPLIT) continue;
+            u32 rest[4];
+            load_b(rest, g.rest, Gates::ES, j0, first + 16 * k);
+            mma_bf16(mix[0], a, rest[0], rest[1]);
+            mma_bf16(mix[1], a, rest[2], rest[3]);
+            rest_as_a(a, w[2 * k], w[2 * k + 1]);
+            mma_bf16(mix[0], a, b[0], b[1]);
+            mma_bf16(mix[1], a, b[2], b[3]);
         }
         if (j0 == t0) {
 #pragma unroll
@@ -468,6 +557,24 @@ template <int D> __device__ __forceinline__ void write_slots(float (&d)[D / 8][4
         u32 a[4];
         as_a(a, mix);
         add_times(d, a, x, D + 8, j0);
+        const float* before = middle - 16 * GS; // w goes on to the block before, in the end to the chunk's start
+#pragma unroll
+        for (int n = 0; n < MH / 8; n++) {
+            int i = 8 * n + pair();
+            float left = exp2_fast(middle[i] - (j0 > 0 ? before[i] : 0)), right = exp2_fast(middle[i + 1] - (j0 > 0 ? before[i + 1] : 0));
+            w[n][0] *= left, w[n][1] *= right, w[n][2] *= left, w[n][3] *= right;
+        }
+        middle = before;
+    }
+#pragma unroll
+    for (int k = 0; k < MH / 16; k++) {
+        u32 a[4];
+        as_a(a, w[2 * k], w[2 * k + 1]);
+        add_times(d, a, states, D + 8, first + 16 * k);
+        if (!SPLIT) continue;
+        add_times(d, a, states_rest, D + 8, first + 16 * k);
+        rest_as_a(a, w[2 * k], w[2 * k + 1]);
+        add_times(d, a, states, D + 8, first + 16 * k);
     }
 }
 #endif
@@ -484,8 +591,6 @@ struct Segment {
         end = min(first + SEGMENT, q.all());
         state = (q.base + segment) * heads + h;
     }
-    // origin is the token whose position counts as 0: logits depend on differences alone, and short tables stay in the cache.
-    __device__ __forceinline__ int origin(int window) const { return window < first - CHUNK ? first - CHUNK - window : 0; }
 };
 
 // in_window reports whether a block of 16 keys has any that a block of 16 queries sees.
@@ -494,7 +599,7 @@ __device__ __forceinline__ bool in_window(int keys, int queries, int window) { r
 // turn_back undoes the rotation of gradients: rows of float32 in shared memory, the row's position counted from first.
 __device__ __forceinline__ void turn_back(float* rows, int width, const float* cosines, const float* sines, int first, int valid) {
     const int half = width / 2;
-    for (int i = threadIdx.x; i < valid * half; i += THREADS) {
+    for (int i = threadIdx.x; i < valid * half; i += blockDim.x) {
         int r = i / half, c = i % half;
         float cosine = cosines[(i64)(first + r) * half + c], sine = sines[(i64)(first + r) * half + c];
         float &x = rows[r * (Kp + 8) + c], &y = rows[r * (Kp + 8) + half + c], a = x, b = y;
@@ -520,9 +625,9 @@ template <int N> __device__ __forceinline__ void add_rows(float* rows, const flo
 }
 
 // write_rows writes sums in bf16 to the rows that row(r) gives, null for none; added(r): to what is there.
-template <int N, typename Row, typename Added> __device__ __forceinline__ void write_parts(const float* sums, int padded, int width, float scale, Row row, Added added) {
+template <int N, int ROWS, typename Row, typename Added> __device__ __forceinline__ void write_parts(const float* sums, int padded, int width, float scale, Row row, Added added) {
     const int parts = width / N;
-    for (int i = threadIdx.x; i < CHUNK * parts; i += THREADS) {
+    for (int i = threadIdx.x; i < ROWS * parts; i += blockDim.x) {
         int r = i / parts, c = i % parts * N;
         bf16* to = row(r);
         if (!to) continue;
@@ -534,7 +639,7 @@ template <int N, typename Row, typename Added> __device__ __forceinline__ void w
         store<N>(to + c, x);
     }
 }
-template <typename Row, typename Added> __device__ __forceinline__ void write_rows(const float* sums, int padded, int width, float scale, Row row, Added added) {
-    if (width % 8 == 0) write_parts<8>(sums, padded, width, scale, row, added);
-    else write_parts<1>(sums, padded, width, scale, row, added);
+template <int ROWS = CHUNK, typename Row, typename Added> __device__ __forceinline__ void write_rows(const float* sums, int padded, int width, float scale, Row row, Added added) {
+    if (width % 8 == 0) write_parts<8, ROWS>(sums, padded, width, scale, row, added);
+    else write_parts<1, ROWS>(sums, padded, width, scale, row, added);
 }

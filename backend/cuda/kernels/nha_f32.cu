@@ -8,7 +8,7 @@ constexpr int THREADS = 256, CHUNK = 64;
 
 // Sequence is a row of the host's table, 8 bytes a field (nha.cuh has the same).
 struct Sequence {
-    i64 at, tokens, held, start, capacity, base, key_dim, value_dim, slots;
+    i64 at, tokens, held, start, capacity, base, base_token, key_dim, value_dim, slots;
     const float *keys, *values, *gates, *slot_keys, *slot_values;
     float *final_keys, *final_values, *ring_dkeys, *ring_dvalues, *ring_dgates;
     const float *dslot_keys, *dslot_values;

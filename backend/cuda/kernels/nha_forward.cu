@@ -6,7 +6,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_contribute(con
                                                                      float* states, float* decays, int heads, int window, float normalizer) {
     Carve c;
     bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS);
-    Gates g = {c.take<float>(CHUNK * GS), c.take<float>(CHUNK * GS), c.take<float>(4 * Mp)};
+    Gates g = Gates::take(c);
     Segment s(sequences, items, heads);
     const Sequence& q = s.q; // in registers
     const int h = s.h, K = q.K(), V = q.V(), M = q.M();
@@ -17,10 +17,13 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_contribute(con
     float decay = 0; // of slot threadIdx.x
     for (int e0 = s.first; e0 < s.end; e0 += CHUNK) {
         if (e0 + CHUNK <= window) continue; // nothing enters
-        auto entering = [&](const Tokens& x) { return [&](int r) { return e0 + r < s.end ? at(x, e0 + r - window) : nullptr; }; };
-        load_tile<Kp>(keys, K, entering(key_rows));
-        load_tile<Vp>(values, V, entering(value_rows));
+        load_tokens<Kp>(keys, key_rows, e0 - window, s.end - window);
+        load_tokens<Vp>(values, value_rows, e0 - window, s.end - window);
         g.fetch(gate_rows, e0, window);
+        if (e0 + CHUNK < s.end) {
+            prefetch<Kp>(key_rows, e0 + CHUNK - window, s.end - window);
+            prefetch<Vp>(value_rows, e0 + CHUNK - window, s.end - window);
+        }
         tiles_loaded();
         g.compute(gate_rows, e0, window, normalizer);
         state.enter(g, keys, values);
@@ -70,7 +73,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void nha_scan(const Sequence* s
 
 #if PASS == FORWARD
 extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const Sequence* sequences, const int* items, const bf16* queries, const bf16* k, const bf16* v,
-                                                                         const bf16* z, const float* cosines, const float* sines, const float* states,
+                                                                         const bf16* z, const bf16* turned_queries, const bf16* turned_keys, const float* states,
                                                                          bf16* o, bf16* lse, bf16* share, int query_heads, int heads, int window, float scale, float normalizer,
                                                                          int mask, float sinks) {
     Carve c;
@@ -82,47 +85,46 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
     const int lane_row = group(), warp = threadIdx.x / 32, t0 = warp % 4 * 16, half = warp / 4;
     Segment s(sequences, items, heads);
     const Sequence& q = s.q;
-    const int h = s.h, each = query_heads / heads, origin = s.origin(window), K = q.K(), V = q.V(), M = q.M();
+    const int h = s.h, each = query_heads / heads, K = q.K(), V = q.V(), M = q.M(), all = q.all();
     const float scale2 = scale * LOG2E;
     const Tokens key_rows(q, k, q.keys, h, heads, K), value_rows(q, v, q.values, h, heads, V);
-#if SLOTS > 0
     const Rows<bf16, float> gate_rows(q, z, q.gates, h, heads, M);
     bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS), *slot_keys = c.take<bf16>(Mp * KS), *slot_values = c.take<bf16>(Mp * VS);
-    Gates g = {c.take<float>(CHUNK * GS), c.take<float>(CHUNK * GS), c.take<float>(4 * Mp)};
+    Gates g = Gates::take(c);
     State state;
     state.read(states + s.state * STATE);
-#endif
-    const Turn turn = {cosines, sines, K, origin, q.all()};
     int resident = -CHUNK; // the tile of the window that is in shared memory
     auto fetch = [&](int u0) {
-        load_tile<Kp>(window_keys, K, [&](int r) { return at(key_rows, u0 + r); });
-        load_tile<Vp>(window_values, V, [&](int r) { return at(value_rows, u0 + r); });
+        load_span<Kp>(window_keys, turned_keys + ((q.base_token + u0) * heads + h) * Kp, heads * Kp, -u0, all - u0);
+        load_tokens<Vp>(window_values, value_rows, u0, all);
         resident = u0;
     };
     for (int e0 = s.first; e0 < s.end; e0 += CHUNK) {
         // Older tiles come first, then the slots while the chunk's own tile is on its way; that one is the next chunk's older tile.
         const int older = window > 0 ? (min(window - 1, e0) + CHUNK - 1) / CHUNK : 0;
-#if SLOTS > 0
         const bool active = e0 + CHUNK > window || q.slot_keys; // otherwise the slots are empty before, in and after the chunk
         if (active) {
-            auto entering = [&](const Tokens& x) { return [&](int r) { return e0 + r < s.end ? at(x, e0 + r - window) : nullptr; }; };
-            load_tile<Kp>(keys, K, entering(key_rows));
-            load_tile<Vp>(values, V, entering(value_rows));
+            load_tokens<Kp>(keys, key_rows, e0 - window, s.end - window);
+            load_tokens<Vp>(values, value_rows, e0 - window, s.end - window);
             g.fetch(gate_rows, e0, window);
             state.publish(slot_keys, slot_values);
+            if (e0 + CHUNK < s.end) {
+                prefetch<Kp>(key_rows, e0 + CHUNK - window, s.end - window);
+                prefetch<Vp>(value_rows, e0 + CHUNK - window, s.end - window);
+            }
         }
-#endif
         for (int head = h * each; head < (h + 1) * each; head++) {
-            load_tile<Kp>(query, K, [&](int r) { return e0 + r < s.end ? queries + (q.row(e0 + r) * query_heads + head) * K : (const bf16*)nullptr; });
-            const bool fetched = older > 0 && resident != e0 - older * CHUNK;
-            if (fetched) fetch(e0 - older * CHUNK);
+            const i64 first = q.row(e0) * query_heads + head;
+            load_queries<Kp>(query, queries + first * K, query_heads * K, K, s.end - e0);
+            if (window > 0) load_span<Kp>(turned, turned_queries + first * Kp, query_heads * Kp, 0, s.end - e0);
+            if (older > 0 && resident != e0 - older * CHUNK) fetch(e0 - older * CHUNK);
+            if (e0 + CHUNK < s.end) {
+                const i64 next = first + (i64)CHUNK * query_heads;
+                prefetch<Kp>(queries + next * K, query_heads * K, s.end - e0 - CHUNK);
+                if (window > 0) prefetch<Kp>(turned_queries + next * Kp, query_heads * Kp, s.end - e0 - CHUNK);
+            }
             tiles_loaded();
-            turn(turned, query, e0);
-            if (fetched) turn(window_keys, window_keys, resident);
-#if SLOTS > 0
             if (active && head == h * each) g.compute(gate_rows, e0, window, normalizer);
-#endif
-            __syncthreads();
             u32 x[Kp / 16][4];
             load_rows(x, turned, KS, t0);
             float out[Vp / 8][4], top[2] = {NONE, NONE}, sum[2] = {}, slots_sum[2] = {};
@@ -141,23 +143,28 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
                 for (int n = half * 16; n < CHUNK; n += 32) {
                     if (!in_window(u0 + n, e0 + t0, window)) continue;
                     float p[2][4];
-                    times_rows(p, x, window_keys, KS, n);
-                    float most[2] = {NONE, NONE};
+                    times_rows_f16(p, x, window_keys, KS, n);
+                    const int low = e0 + t0, u1 = u0 + n;
+                    if (u1 + 15 > low || u1 < 0 || u1 <= low + 15 - window) {
 #pragma unroll
-                    for (int m = 0; m < 2; m++)
+                        for (int m = 0; m < 2; m++)
 #pragma unroll
-                        for (int i = 0; i < 4; i++) {
-                            int u = u0 + n + 8 * m + pair() + i % 2, e = e0 + t0 + lane_row + i / 2 * 8;
-                            p[m][i] = u >= 0 && u <= e && u > e - window ? p[m][i] * scale2 : NONE;
-                            most[i / 2] = fmaxf(most[i / 2], p[m][i]);
-                        }
+                            for (int i = 0; i < 4; i++) {
+                                int u = u1 + 8 * m + pair() + i % 2, e = low + lane_row + i / 2 * 8;
+                                if (u < 0 || u > e || u <= e - window) p[m][i] = NONE;
+                            }
+                    }
+                    float most[2];
+#pragma unroll
+                    for (int r = 0; r < 2; r++) most[r] = fmaxf(fmaxf(p[0][2 * r], p[0][2 * r + 1]), fmaxf(p[1][2 * r], p[1][2 * r + 1]));
                     raise(0, most[0]);
                     raise(1, most[1]);
+                    const float base[2] = {fmaxf(top[0], -1e29f), fmaxf(top[1], -1e29f)}; // a row that sees nothing yet: 0
 #pragma unroll
                     for (int m = 0; m < 2; m++)
 #pragma unroll
                         for (int i = 0; i < 4; i++) {
-                            p[m][i] = p[m][i] > NONE ? exp2_fast(p[m][i] - top[i / 2]) : 0;
+                            p[m][i] = exp2_fast(p[m][i] - base[i / 2]);
                             sum[i / 2] += p[m][i];
                         }
                     u32 a[4];
@@ -170,8 +177,6 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
                     __syncthreads();
                     fetch(u0);
                     tiles_loaded();
-                    turn(window_keys, window_keys, u0);
-                    __syncthreads();
                 }
                 sweep(u0);
             }
@@ -180,11 +185,10 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
                 fetch(e0);
                 copy_async_commit();
             }
-#if SLOTS > 0
             float p[MH / 8][4];
             if (active) {
                 load_rows(x, query, KS, t0);
-                read_slots<Kp>(p, x, slot_keys, keys, g, t0, half, [](int, float (&)[4], auto) {});
+                read_slots<Kp>(p, x, slot_keys, nullptr, keys, g, t0, half, [](int, float (&)[4], auto) {});
             } else {
                 zero(p);
             }
@@ -193,7 +197,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
             for (int n = 0; n < MH / 8; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    bool live = half * MH + 8 * n + pair() + i % 2 < M && (!mask || e0 + t0 + lane_row + i / 2 * 8 >= window);
+                    bool live = (EXACT || half * MH + 8 * n + pair() + i % 2 < M) && (!mask || e0 + t0 + lane_row + i / 2 * 8 >= window);
                     p[n][i] = live ? p[n][i] * scale2 : NONE;
                     most[i / 2] = fmaxf(most[i / 2], p[n][i]);
                 }
@@ -207,12 +211,9 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
                     slots_sum[i / 2] += p[n][i];
                 }
             sum[0] += slots_sum[0], sum[1] += slots_sum[1];
-            if (active) write_slots<Vp>(out, p, slot_values, values, g, t0, half);
-#endif
+            if (active) write_slots<Vp>(out, p, slot_values, nullptr, values, g, t0, half);
             if (window > 0) {
                 tiles_loaded();
-                turn(window_keys, window_keys, e0);
-                __syncthreads();
                 load_rows(x, turned, KS, t0);
                 sweep(e0);
             }
@@ -262,12 +263,10 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
             }
             __syncthreads();
         }
-#if SLOTS > 0
         if (active) {
             state.enter(g, keys, values);
             __syncthreads();
         }
-#endif
     }
 }
 #endif
