@@ -58,7 +58,11 @@ func TestLoadErrors(t *testing.T) {
 		{func(r map[string]any) { vocab(r)["extra"] = 1.5 }, "model.vocab: JSON type number"},
 		{func(r map[string]any) { delete(vocab(r), "!") }, "without a hole"},
 		{func(r map[string]any) { delete(model(r), "vocab") }, "model.vocab: is missing"},
-		{func(r map[string]any) { vocab(r)["日"] = vocab(r)["!"]; delete(vocab(r), "!") }, "model.vocab: has no token for the byte 0x21"},
+		{func(r map[string]any) {
+			vocab(r)["日"] = vocab(r)["!"]
+			delete(vocab(r), "!")
+			model(r)["unk_token"] = "日"
+		}, "model.vocab: has no token for the byte 0x21"},
 		{func(r map[string]any) { delete(model(r), "merges") }, "model.merges: is missing"},
 		{func(r map[string]any) { model(r)["merges"] = []string{"a b c"} }, `model.merges[0]: "a b c" is not a pair`},
 		{func(r map[string]any) { model(r)["merges"] = [][]string{{"a"}} }, `model.merges[0]: "a" is not a pair`},
@@ -200,6 +204,33 @@ func TestLoadConfig(t *testing.T) {
 	}
 }
 
+// A byte that is no token is dropped, and its neighbours may merge.
+func TestLostBytes(t *testing.T) {
+	b := loadTestdata(t)
+	source := vary(t, b.source, func(root map[string]any) {
+		vocab := root["model"].(map[string]any)["vocab"].(map[string]any)
+		vocab["日"] = vocab["Ą"] // 0x04
+		delete(vocab, "Ą")
+	})
+	lossy, err := parse("x", source, "y", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := lossy.Encode("th\x04e"), b.Encode("the"); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	m := bpeVocabulary(t)
+	list := m["tokenizer.ggml.tokens"].([]string)
+	list[slices.Index(list, "Ą")] = "日"
+	llama, err := fromMetadata(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := llama.Encode("th\x04e"), append(b.Encode("th"), b.Encode("e")...); !slices.Equal(got, want) {
+		t.Errorf("llama.cpp's kind: %v, want %v", got, want)
+	}
+}
+
 // A template is told, not applied.
 func TestTemplate(t *testing.T) {
 	source := vary(t, loadTestdata(t).source, func(root map[string]any) {
@@ -255,7 +286,7 @@ func TestLoadMutations(t *testing.T) {
 		}
 		accepted++
 		text := "x the 日本<s>, 12 there\n"
-		if got := b.Decode(b.Encode(text)); strings.TrimPrefix(got, " ") != text && !b.pre.prefixSpace && b.norm == nil {
+		if got := b.Decode(b.Encode(text)); strings.TrimPrefix(got, " ") != text && !b.pre.prefixSpace && b.norm == nil && b.lost == lostNone {
 			t.Fatalf("%s\n%q came back as %q", source, text, got)
 		}
 	}
@@ -399,7 +430,7 @@ func FuzzLoad(f *testing.F) {
 			t.Fatalf("%d tokens from %d bytes", b.VocabSize(), len(source))
 		}
 		for _, text := range []string{"It's 1 a.m.\n\n x\xff", string(config), string(source[:min(len(source), 100)])} {
-			if got := b.Decode(b.Encode(text)); got != text && b.chars == nil && b.norm == nil && !(b.pre.prefixSpace && strings.ReplaceAll(got, " ", "") == strings.ReplaceAll(text, " ", "")) {
+			if got := b.Decode(b.Encode(text)); got != text && b.chars == nil && b.norm == nil && b.lost == lostNone && !(b.pre.prefixSpace && strings.ReplaceAll(got, " ", "") == strings.ReplaceAll(text, " ", "")) {
 				t.Fatalf("%q came back as %q", text, got)
 			}
 		}

@@ -90,7 +90,7 @@ func (t *BPE) parseVocab(root *object, d decoder) map[string]int32 {
 		t.whole = map[string]int32{}
 	}
 	if d.byteLevel {
-		t.byteAlphabet(model, byID, added)
+		t.byteAlphabet(model, byID, added, o)
 	} else {
 		t.charAlphabet(model, byID, added, vocab, d, o)
 	}
@@ -116,8 +116,9 @@ func (t *BPE) parseVocab(root *object, d decoder) map[string]int32 {
 	return vocab
 }
 
-// byteAlphabet gives the tokens their bytes, and finds those of one byte.
-func (t *BPE) byteAlphabet(model *object, byID []string, added addedList) {
+// byteAlphabet gives the tokens their bytes, and finds those of one byte. A byte without a token (SmolLM2 lacks some control
+// characters) is dropped, as Hugging Face drops it.
+func (t *BPE) byteAlphabet(model *object, byID []string, added addedList, o modelOptions) {
 	t.tokens = make([][]byte, len(byID))
 	for i := range t.byteIDs {
 		t.byteIDs[i] = noByte
@@ -138,11 +139,11 @@ func (t *BPE) byteAlphabet(model *object, byID []string, added addedList) {
 	for b, id := range t.byteIDs {
 		switch {
 		case id >= 0:
-		case slices.Contains(neverUTF8, byte(b)):
-			t.lost = lostBefore
-		default:
-			model.fail("vocab", "has no token for the byte 0x%02x, spelled %q", b, byteRunes[b])
+		case o.unk != "" && !slices.Contains(neverUTF8, byte(b)):
+			model.fail("vocab", "has no token for the byte 0x%02x, spelled %q, and an unknown token in its place is not supported", b, byteRunes[b])
 			return
+		default:
+			t.lost = lostBefore
 		}
 	}
 }
@@ -258,7 +259,8 @@ func parseModelOptions(model *object, byteLevel bool) (o modelOptions) {
 		if o.byteFallback {
 			model.fail("byte_fallback", "is not supported beside ByteLevel: want false")
 		}
-		model.ignore("unk_token", "fuse_unk") // every byte is a token (checked below), so nothing is unknown
+		o.unk = model.text("unk_token")
+		model.ignore("fuse_unk") // no byte may be unknown where there is an unknown token
 		return o
 	}
 	o.unk = model.text("unk_token")

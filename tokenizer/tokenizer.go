@@ -1,9 +1,19 @@
 // Package tokenizer turns text into token ids and back.
 //
-// Two kinds: Bytes, where a token is a byte, and BPE, byte-level byte-pair encoding as GPT-2, Llama 3 and Qwen use
-// it. A BPE is trained by Train or read from a Hugging Face tokenizer.json by Load; either way it gives the ids that
-// Hugging Face `tokenizers` gives (scripts/tokenizer-truth proves it). Whatever a tokenizer.json asks for that is not
-// understood here is an error that names the field, never a wrong id.
+// Bytes is the plain kind, where a token is a byte. BPE is byte-pair encoding, byte-level (GPT-2, Llama 3, Qwen, SmolLM) or over
+// characters with byte fallback (SentencePiece: Llama 2, Mistral). A BPE is trained by Train, read from a Hugging Face
+// tokenizer.json by Load, or from the vocabulary of a GGUF by FromGGUF. Whatever such a file asks for that is not understood
+// here is an error that names the field, never a wrong id.
+//
+// A tokenizer.json gives the ids of Hugging Face `tokenizers`, a GGUF those of llama.cpp; scripts/tokenizer-truth proves both.
+// For one model they are the same but for this, where the kind of the file decides:
+//   - llama.cpp applies no normalizer (Qwen's NFC), and its contractions know no long s;
+//   - a SentencePiece token that merges in two ways: llama.cpp takes the leftmost, a tokenizer.json lists an order (chars.go);
+//   - bytes that are no token (SmolLM2 lacks some) are dropped before merging by Hugging Face, behind it by llama.cpp;
+//   - special tokens that overlap: Hugging Face finds the leftmost, llama.cpp the longest (added.go).
+//
+// Letters and numbers are those of Hugging Face's Unicode 16 for both; llama.cpp's tables are older. Decoding is exact where
+// llama.cpp tidies up spaces. A run of byte tokens that is no UTF-8 is U+FFFD for each broken part, in Hugging Face for each byte.
 //
 // Encoding never adds tokens the text does not hold: what a model wants in front of and behind a text (BOS, EOS) is
 // Template's answer, and the caller's decision.
