@@ -17,7 +17,7 @@ type textStream struct {
 
 // newTextStream continues a text whose last tokens, tail, end in the middle of a character.
 func newTextStream(tk tokenizer.Tokenizer, stops []string, tail []int32) textStream {
-	t := textStream{tk: tk, decoder: tokenizer.NewStreamDecoder(tk), stops: stops}
+	t := textStream{tk: tk, decoder: tokenizer.NewStreamContinuation(tk), stops: stops}
 	for _, id := range tail {
 		t.decoder.Push(id) // what it completes was text before
 	}
