@@ -228,6 +228,19 @@ func TestGGUFMistral(t *testing.T) {
 	}
 }
 
+func TestGGUFLinearRope(t *testing.T) {
+	for _, pairs := range [][]gguftest.Pair{{{Key: "llama.rope.scaling.type", Value: "linear"}, {Key: "llama.rope.scaling.factor", Value: float32(2.5)}},
+		{{Key: "llama.rope.scale_linear", Value: float32(2.5)}}} {
+		text, err := open(t, with(pairs...).Bytes()).Config()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c, err := model.ParseConfig(text); err != nil || c.RopeScaling.Type != "linear" || c.RopeScaling.Factor != 2.5 {
+			t.Errorf("%+v, %v", c.RopeScaling, err)
+		}
+	}
+}
+
 // TestGGUFLies: what is wrong with a file is one error that names the place.
 func TestGGUFLies(t *testing.T) {
 	edit := func(change func(f *gguftest.File)) []byte {
