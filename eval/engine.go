@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"nha/autograd"
 	"nha/backend"
@@ -414,12 +415,12 @@ func (e *engine) continueAll(ctx context.Context, b *batch, list []request, answ
 					return fmt.Errorf("%s: the model's logits are not finite", list[i].place)
 				}
 			}
-			answers[i] = answer{}
 		}
+		ids := make([][]int32, len(members))
 		o := generate.DefaultSampling()
 		o.MaxNewTokens, o.Stop, o.EndTokens = list[members[0]].maxNew, list[members[0]].until, e.endTokens()
 		_, err := e.g.Continue(ctx, sessions, o, func(k int, t generate.Token) error {
-			answers[members[k]].Text += t.Text
+			ids[k] = append(ids[k], t.ID)
 			return nil
 		})
 		if err != nil {
@@ -427,6 +428,13 @@ func (e *engine) continueAll(ctx context.Context, b *batch, list []request, answ
 				return context.Cause(ctx)
 			}
 			return fmt.Errorf("%s and %d others: %w", list[members[0]].place, len(members)-1, err)
+		}
+		for k, i := range members { // a character that the last token cuts counts as U+FFFD, as in Hugging Face's decoders
+			text := decode(e.tk, ids[k])
+			for _, stop := range list[i].until {
+				text, _, _ = strings.Cut(text, stop)
+			}
+			answers[i] = answer{Text: text}
 		}
 	}
 	return nil

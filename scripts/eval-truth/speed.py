@@ -7,7 +7,7 @@ included. nha's time is that of the command from its start to its end, loading i
 import argparse
 import json
 import logging
-import os
+import math
 import subprocess
 import time
 
@@ -25,35 +25,44 @@ def main():
     p.add_argument("--lambada", required=True)
     p.add_argument("--rows", type=int, default=200)
     p.add_argument("--batches", default="1,8,32")
+    p.add_argument("--threads", type=int, default=os.cpu_count())
     args = p.parse_args()
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
+    torch.set_num_threads(args.threads)
     with open(args.lambada) as f:
         texts = [json.loads(line)["text"] for line in f][:args.rows]
     pairs = [(" ".join(t.split(" ")[:-1]), " " + t.split(" ")[-1]) for t in texts]
 
     def nha(rows):
-        started = time.time()
+        started, cpu = time.time(), os.times().children_user
         out = subprocess.run([args.nha, "eval", args.model, "--tasks", "lambada_openai", "--data", args.lambada, "--limit", str(rows), "--no-resume", "--json",
-                              "--backend", "cpu"], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
-        return time.time() - started, {json.loads(l)["metric"]: json.loads(l)["value"] for l in out.splitlines()}
+                              "--backend", "cpu", "--threads", str(args.threads), "--samples", f"{args.work}/samples.jsonl"], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+        return time.time() - started, os.times().children_user - cpu, {json.loads(l)["metric"]: json.loads(l)["value"] for l in out.splitlines()}
 
     print(f"{args.rows} rows, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
-    seconds, values = nha(args.rows)
-    print(f"nha: {seconds:.1f} s, {values}", flush=True)
-    best = None
+    seconds, cpu, values = nha(args.rows)
+    print(f"nha: {seconds:.1f} s ({cpu:.1f} s of processor), {values}", flush=True)
+    best = best_cpu = None
     for batch in args.batches.split(","):
         lm = HFLM(pretrained=args.model, dtype="float32", device="cpu", batch_size=int(batch))
         requests = [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs]
         lm.loglikelihood(requests[:2], disable_tqdm=True)
-        started = time.time()
+        started, cpu_started = time.time(), os.times().user
         answers = lm.loglikelihood(requests, disable_tqdm=True)
-        took = time.time() - started
-        best = min(best or took, took)
-        print(f"lm_eval, batch {batch}: {took:.1f} s, acc {sum(a[1] for a in answers) / len(answers):.4f}", flush=True)
+        took, took_cpu = time.time() - started, os.times().user - cpu_started
+        best, best_cpu = min(best or took, took), min(best_cpu or took_cpu, took_cpu)
+        with open(f"{args.work}/samples.jsonl") as f:
+            ours = [json.loads(line)["resps"][0] for line in f]
+        delta = max(abs(a[0] - b[0]) for a, b in zip(ours, answers))
+        differ = sum(bool(a[1]) != bool(b[1]) for a, b in zip(ours, answers))
+        mean = sum(a[0] for a in answers) / len(answers)
+        print(f"lm_eval, batch {batch}: {took:.1f} s ({took_cpu:.1f} s of processor), perplexity {math.exp(-mean):.4f}, acc {sum(a[1] for a in answers) / len(answers):.4f}; "
+              f"log-likelihoods differ by at most {delta:.1e}, {differ} decisions", flush=True)
         del lm
-    again, _ = nha(args.rows)
-    print(f"nha again: {again:.1f} s; lm_eval's best over nha's better: {best / min(seconds, again):.2f}")
+    again, cpu_again, _ = nha(args.rows)
+    print(f"nha again: {again:.1f} s ({cpu_again:.1f} s of processor); lm_eval's best over nha's better: {best / min(seconds, again):.2f}, "
+          f"of processor time {best_cpu / min(cpu, cpu_again):.2f}")
 
 
 main()
