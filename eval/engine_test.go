@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"reflect"
+	"strings"
 	"testing"
 
 	"nha/tensor"
@@ -214,4 +215,53 @@ func valuesOf(r *Report) (list []Value) {
 		list = append(list, t.Values...)
 	}
 	return list
+}
+
+// TestContinuations: side by side, every continuation is the likeliest token after the likeliest token, up to a stop string, the
+// end of the text or the length, with U+FFFD for what is no character.
+func TestContinuations(t *testing.T) {
+	m := tiny(t, 4, full())
+	e := newEngine(m, bytesTokenizer, 100)
+	defer e.close()
+	r := rand.New(rand.NewPCG(9, 9))
+	var list []request
+	var ends []int
+	for i := range 12 {
+		q := request{maxNew: 10 + i, until: []string{"\n", "e"}}
+		for range 1 + r.IntN(40) {
+			q.context = append(q.context, r.Int32N(256))
+		}
+		list, ends = append(list, q), append(ends, i+1)
+	}
+	lengths := map[int]bool{}
+	for i, got := range answersOf(t, e, list, ends) {
+		ids := list[i].context
+		for range list[i].maxNew {
+			best, bestAt := math.Inf(-1), int32(0)
+			session := e.g.NewSession()
+			if err := session.Prefill(context.Background(), ids); err != nil {
+				t.Fatal(err)
+			}
+			for id, x := range session.Logits() {
+				if x > best {
+					best, bestAt = x, int32(id)
+				}
+			}
+			ids = append(ids[:len(ids):len(ids)], bestAt)
+			if bestAt == 256 {
+				break
+			}
+		}
+		want := decode(bytesTokenizer, ids[len(list[i].context):])
+		for _, stop := range list[i].until {
+			want, _, _ = strings.Cut(want, stop)
+		}
+		if got.Text != want {
+			t.Errorf("prompt %d: %q, want %q", i, got.Text, want)
+		}
+		lengths[len(got.Text)] = true
+	}
+	if len(lengths) < 3 {
+		t.Error("the continuations are all alike: the test shows little")
+	}
 }

@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import subprocess
 import time
 
