@@ -126,15 +126,20 @@ func FromGGUF(value func(key string) (any, bool)) (*Template, error) {
 // Encode renders messages and returns the ids of the text. Special tokens that the template writes are such tokens, and
 // nothing is put in front: a template that wants BOS writes it. What a user writes is encoded alike, special tokens too.
 func (t *Template) Encode(tk tokenizer.Tokenizer, messages []Message, o Options) ([]int32, error) {
+	text, err := t.Render(messages, o.withTokens(tk))
+	if err != nil {
+		return nil, err
+	}
+	return tk.Encode(text), nil
+}
+
+// withTokens is o with the texts of the tokenizer's BOS and EOS where it names none.
+func (o Options) withTokens(tk tokenizer.Tokenizer) Options {
 	if id, ok := tk.BOS(); ok && o.BOS == "" {
 		o.BOS = string(tk.Token(id))
 	}
 	if id, ok := tk.EOS(); ok && o.EOS == "" {
 		o.EOS = string(tk.Token(id))
 	}
-	text, err := t.Render(messages, o)
-	if err != nil {
-		return nil, err
-	}
-	return tk.Encode(text), nil
+	return o
 }

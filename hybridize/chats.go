@@ -14,7 +14,6 @@ import (
 	"nha/model"
 	"nha/tokenizer"
 	"nha/train"
-	"nha/weights"
 )
 
 const (
@@ -31,22 +30,9 @@ type chats struct {
 
 type conversation struct{ tokens, targets []int32 }
 
-// openTemplate is the chat template of a model directory or a GGUF file.
-func openTemplate(path string) (*chat.Template, error) {
-	if !weights.IsGGUF(path) {
-		return chat.Load(path)
-	}
-	g, err := weights.OpenGGUF(path)
-	if err != nil {
-		return nil, err
-	}
-	t, err := chat.FromGGUF(g.Value)
-	return t, errors.Join(err, g.Close())
-}
-
 // readChats reads lines {"messages": [{"role", "content"}, ...]}.
 func readChats(files []string, path string, tk tokenizer.Tokenizer, context int) (*chats, error) {
-	template, err := openTemplate(path)
+	template, err := chat.Open(path)
 	if err != nil {
 		return nil, err
 	}

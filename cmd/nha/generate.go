@@ -12,8 +12,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"nha/chat"
 	"nha/generate"
-	"nha/model"
 	"nha/tokenizer"
 )
 
@@ -21,7 +21,8 @@ import (
 type generateOptions struct {
 	prompt, windows, session, fork, input, score, memoryHTML string
 	samples                                                  int
-	memory                                                   bool
+	memory, chat                                             bool
+	system                                                   string
 }
 
 func newGenerate() *cobra.Command {
@@ -44,19 +45,15 @@ func newGenerate() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&o.prompt, "prompt", "", "text to continue; without it standard input is read")
 	f.StringVar(&o.windows, "windows", "", "windows instead of the model's, such as '7*64 full'")
-	f.IntVar(&s.MaxNewTokens, "max-new-tokens", 256, "write at most so many tokens")
-	f.Float64Var(&s.Temperature, "temperature", 0, "0: always the likeliest token")
-	f.IntVar(&s.TopK, "top-k", 50, "draw from so many likeliest tokens; 0: off")
-	f.Float64Var(&s.TopP, "top-p", 1, "draw from the likeliest tokens that together have this probability; 1: off")
-	f.Float64Var(&s.MinP, "min-p", 0, "draw from tokens with at least this part of the likeliest one's probability; 0: off")
-	f.Float64Var(&s.RepetitionPenalty, "repetition-penalty", 1, "divide the logits of tokens seen before; 1: off")
-	f.Uint64Var(&s.Seed, "seed", 1, "of the random draws")
+	samplingFlags(f, &s, 256)
 	f.StringArrayVar(&s.Stop, "stop", nil, "end before this text; may be given several times")
 	f.IntVar(&o.samples, "samples", 1, "continuations of the prompt, which is read once")
 	f.StringVar(&o.session, "session", "", "continue this session file, or make it")
 	f.StringVar(&o.fork, "fork", "", "write the session here and leave --session as it is")
 	f.StringVar(&o.input, "input", "", "JSONL file (- for standard input) of {\"prompt\": ...}; JSONL with log-probabilities is written")
 	f.StringVar(&o.score, "score", "", "JSONL file (- for standard input) of {\"prompt\": ..., \"continuation\": ...}; JSONL with log-probabilities is written")
+	f.BoolVar(&o.chat, "chat", false, "the prompt is a message, and the answer is written by the model's chat template")
+	f.StringVar(&o.system, "system", "", "with --chat: what the model is told before the message")
 	f.BoolVar(&o.memory, "memory", false, "colour every token by how much of its attention read long-term memory")
 	f.StringVar(&o.memoryHTML, "memory-html", "", "the same as a page, into this file")
 	return jsonFlag(c)
@@ -74,6 +71,10 @@ func (o *generateOptions) check() error {
 		return errors.New("--session and --memory need one prompt and plain text: leave --input, --score and --json out")
 	case o.fork != "" && o.session == "":
 		return errors.New("--fork needs the --session to fork from")
+	case o.system != "" && !o.chat:
+		return errors.New("--system is for --chat")
+	case o.chat && (batch || o.session != "" || o.memory || o.memoryHTML != "" || o.samples > 1):
+		return errors.New("--chat answers one message in plain text: leave --input, --score, --json, --session, --memory and --samples out, or use nha chat")
 	case o.samples < 1:
 		return fmt.Errorf("--samples %d: must be at least 1", o.samples)
 	case o.samples > 1 && (o.session != "" || o.memory || o.memoryHTML != ""):
@@ -86,39 +87,13 @@ func runGenerate(c *cobra.Command, name string, o generateOptions, s generate.Sa
 	if err := o.check(); err != nil {
 		return usageError{err}
 	}
-	dir, err := model.Find(name)
+	l, err := openSpeaker(name, o.windows)
 	if err != nil {
 		return err
 	}
-	b, err := openBackend()
-	if err != nil {
-		return err
-	}
-	defer b.Close()
-	if o.windows != "" {
-		cfg, err := model.ReadConfig(dir)
-		if err != nil {
-			return err
-		}
-		if _, err := model.ParseWindows(o.windows, cfg.NumHiddenLayers); err != nil {
-			return usageError{fmt.Errorf("--windows: %w", err)}
-		}
-	}
-	m, err := model.Load(dir, b, model.LoadOptions{Windows: o.windows})
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	tk, err := loadTokenizer(dir)
-	if err != nil {
-		return err
-	}
-	if err := m.Config.CheckTokenizer(tk.VocabSize()); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	g := generate.New(m, tk)
-	defer g.Close()
-	defaults, err := g.Defaults(dir)
+	defer l.close()
+	g, m, tk := l.g, l.m, l.tk
+	defaults, err := g.Defaults(l.path)
 	if err != nil {
 		return err
 	}
@@ -137,6 +112,9 @@ func runGenerate(c *cobra.Command, name string, o generateOptions, s generate.Sa
 	prompt, err := promptText(c, o)
 	if err != nil {
 		return err
+	}
+	if o.chat {
+		return writeAnswer(c, l, prompt, s, o)
 	}
 	if flags.json {
 		line := strings.NewReader(jsonLine(map[string]string{"prompt": prompt}))
@@ -196,6 +174,24 @@ func writeSamples(c *cobra.Command, g *generate.Generator, prompt string, s gene
 	for i := range texts {
 		fmt.Fprintf(c.OutOrStdout(), "--- sample %d\n%s%s\n", i+1, prompt, texts[i].String())
 	}
+	return err
+}
+
+// writeAnswer streams the answer to a message, by the model's chat template.
+func writeAnswer(c *cobra.Command, l *speaker, message string, s generate.Sampling, o generateOptions) error {
+	template, err := chat.Open(l.path)
+	if err != nil {
+		return err
+	}
+	conversation := chat.NewConversation(l.g, l.tk, template)
+	if o.system != "" {
+		conversation.Messages = []chat.Message{{Role: "system", Content: o.system}}
+	}
+	_, err = conversation.Ask(c.Context(), message, s, func(t generate.Token) error {
+		_, err := io.WriteString(c.OutOrStdout(), t.Text)
+		return err
+	})
+	fmt.Fprintln(c.OutOrStdout())
 	return err
 }
 
