@@ -100,10 +100,8 @@ func (w *nhaWorker) reach(r *nhaReach) {
 }
 
 func (w *nhaWorker) read(r *nhaReach) {
-	for u := r.from; u < r.to; {
-		n := w.run(u, r.to)
-		w.score(u, n, u-r.from)
-		u += n
+	for u := r.from; u < r.to; u += stepTurn {
+		w.score(u, min(stepTurn, r.to-u), u-r.from)
 	}
 	for i := range w.group {
 		p := w.scores.Row(i)[:r.to-r.from]
@@ -111,51 +109,51 @@ func (w *nhaWorker) read(r *nhaReach) {
 		r.sum[i] = kernel.ExpSum(p, p, r.top[i])
 	}
 	clear(r.o.Data)
-	for u := r.from; u < r.to; {
-		n := w.run(u, r.to)
-		w.weigh(r.o, u, n, u-r.from)
-		u += n
+	for u := r.from; u < r.to; u += stepTurn {
+		w.weigh(r.o, u, min(stepTurn, r.to-u), u-r.from)
 	}
 }
 
-// run is how many tokens from u on lie together in memory, stepTurn at most, short of to.
-func (w *nhaWorker) run(u, to int) int {
+// run is how many of n tokens from u on lie together in memory, in the ring from its row on or in the call. Results do not depend on
+// it: a state that was saved and loaded, whose ring begins elsewhere, gives the same bits.
+func (w *nhaWorker) run(u, n int) (row, run int) {
 	if u == w.held {
-		return 1
+		return 0, 1
 	}
-	return min(stepTurn, min(to, w.held)-u, w.ring.rows-w.ring.row(u))
+	row = w.ring.row(u)
+	return row, min(n, w.held-u, w.ring.rows-row)
 }
 
 // score writes the logits of n tokens from u on to columns at and up.
 func (w *nhaWorker) score(u, n, at int) {
-	keys, half := w.stretch[:n*w.KeyDim], w.KeyDim/2
-	var wide []float32
-	var narrow []uint16
-	switch from := w.ring.row(u) * w.KeyDim; {
-	case u == w.held:
-		wide = w.k.row(0)
-	case w.ring.keys16 != nil:
-		narrow = w.ring.keys16[from : from+n*w.KeyDim]
-	default:
-		wide = w.ring.keys[from : from+n*w.KeyDim]
-	}
-	queries := w.q
-	switch {
-	case w.Rope != nil:
+	half, queries := w.KeyDim/2, w.q
+	if w.Rope != nil {
 		queries = w.rq
 		distance := (w.held - u) * half
 		for r := range w.group {
 			kernel.Rotate(w.rq.Row(r)[:w.KeyDim], w.q.Row(r)[:w.KeyDim], w.cos[distance:distance+half], w.sin[distance:distance+half], false)
 		}
-		if narrow != nil {
-			kernel.RotateRowsF16(keys, narrow, n, w.cos, w.sin)
-		} else {
-			kernel.RotateRows(keys, wide, n, w.cos, w.sin)
+	}
+	keys := w.stretch[:n*w.KeyDim]
+	for i := 0; i < n; {
+		row, run := w.run(u+i, n-i)
+		to, from := keys[i*w.KeyDim:(i+run)*w.KeyDim], row*w.KeyDim
+		switch wide := w.ring.keys; {
+		case u+i < w.held && w.ring.keys16 != nil && w.Rope != nil:
+			kernel.RotateRowsF16(to, w.ring.keys16[from:from+len(to)], run, w.cos[i*half:], w.sin[i*half:])
+		case u+i < w.held && w.ring.keys16 != nil:
+			kernel.WidenF16(to, w.ring.keys16[from:from+len(to)])
+		default:
+			if u+i == w.held {
+				wide = w.k.row(0)
+			}
+			if wide = wide[from : from+len(to)]; w.Rope != nil {
+				kernel.RotateRows(to, wide, run, w.cos[i*half:], w.sin[i*half:])
+			} else {
+				copy(to, wide)
+			}
 		}
-	case narrow != nil:
-		kernel.WidenF16(keys, narrow)
-	default:
-		keys = wide
+		i += run
 	}
 	to := w.scores
 	to.Data = to.Data[at:]
@@ -164,15 +162,7 @@ func (w *nhaWorker) score(u, n, at int) {
 
 // weigh adds the values of n tokens from u on under the weights in columns at and up.
 func (w *nhaWorker) weigh(o kernel.Matrix, u, n, at int) {
-	values := w.stretch[:n*w.ValueDim]
-	switch from := w.ring.row(u) * w.ValueDim; {
-	case u == w.held:
-		values = w.v.row(0)
-	case w.ring.values16 != nil:
-		kernel.WidenF16(values, w.ring.values16[from:from+n*w.ValueDim])
-	default:
-		values = w.ring.values[from : from+n*w.ValueDim]
-	}
+	values := w.values(u, n)
 	if w.ValueDim%kernel.TileWidth() == 0 {
 		kernel.MatrixTiles(w.group, w.ValueDim, n, w.scores.Data[at:], w.scores.Stride, 1, kernel.Matrix{Data: values, Stride: w.ValueDim}, o, true)
 		return
@@ -182,6 +172,28 @@ func (w *nhaWorker) weigh(o kernel.Matrix, u, n, at int) {
 			kernel.Axpy(o.Row(r)[:w.ValueDim], w.scores.Row(r)[at+i], values[i*w.ValueDim:(i+1)*w.ValueDim])
 		}
 	}
+}
+
+// values is those of n tokens from u on, together: where they lie if they lie so, in float32.
+func (w *nhaWorker) values(u, n int) []float32 {
+	if row, run := w.run(u, n); run == n && u < w.held && w.ring.values16 == nil {
+		return w.ring.values[row*w.ValueDim : (row+n)*w.ValueDim]
+	}
+	values := w.stretch[:n*w.ValueDim]
+	for i := 0; i < n; {
+		row, run := w.run(u+i, n-i)
+		to, from := values[i*w.ValueDim:(i+run)*w.ValueDim], row*w.ValueDim
+		switch {
+		case u+i == w.held:
+			copy(to, w.v.row(0))
+		case w.ring.values16 != nil:
+			kernel.WidenF16(to, w.ring.values16[from:from+len(to)])
+		default:
+			copy(to, w.ring.values[from:])
+		}
+		i += run
+	}
+	return values
 }
 
 func (w *nhaWorker) step() {
