@@ -180,7 +180,7 @@ def write_table(out, rows):
 SmolLM2-135M-Instruct in the types of GGUF, all made by llama-quantize from the published Q4_1 file. `scripts/gguf-truth/run --full` made
 this table; it exits 1 where a limit is passed. {cpu}, {os.cpu_count()} cores, {output("go", "version").split()[2]}, commit {output("git", "rev-parse", "--short", "HEAD")}.
 
-- Every block of every file is decoded to the bit as gguf-py and llama.cpp's C functions decode it (`scripts/gguf-truth/run` does the same with
+- Blocks are decoded to the bit as gguf-py and llama.cpp's C functions decode them (`scripts/gguf-truth/run` does the same with
   random blocks of all types and compares the blocks that `nha convert --quantize` writes, in half a minute).
 - logits' error: float32 activations (`--backend cpu-f32`), largest difference over largest logit, against transformers in float32 on the
   decoded weights, 2 x 256 tokens. Limit {LOGITS_LIMIT:.0e}.
