@@ -89,6 +89,8 @@ func shapeOf(kind, tiles, inner, rows, sms int) matmulShape {
 		s.warpsK, s.warpsRows = 2, 4
 	case rows < 32 && groups < 2*sms && inner >= 512:
 		s.warpsK = 16
+	case rows < 32 && groups >= 2*sms:
+		s.warpsK = 4 // small blocks: all of them, or many, are there at once
 	}
 	s.depth = max(1, 8/s.rowTiles)
 	if s.columnTiles == 8 {
@@ -221,10 +223,10 @@ func (p *plan) build() (logits, results arg) {
 	stride := c0.QueryHeads*c0.KeyDim + c0.KVHeads*(c0.KeyDim+c0.ValueDim+c0.Slots)
 	width, inner := c0.QueryHeads*c0.ValueDim, m.Blocks[0].Gate.Weight.Rows()
 	f32s := func(n int) arg { return p.alloc(4 * n) }
-	half := func(n int) arg { return p.alloc(2 * n) }
-	x, scaled := f32s(rows*hidden), half(padded*hidden)
+	squares := func(n int) arg { return p.alloc(2 * padded * blocks(n, 32) * 32) } // rows that products read, as place_of of decode.cuh has them
+	x, scaled := f32s(rows*hidden), squares(hidden)
 	sumsAttention, sumsMLP, sumsOutput := f32s(rows*blocks(hidden, 16)), f32s(rows*blocks(hidden, 16)), f32s(rows*c0.QueryHeads)
-	qkvz, o, h := f32s(rows*stride), half(padded*width), half(padded*inner)
+	qkvz, o, h := f32s(rows*stride), squares(width), squares(inner)
 	logits, results = f32s(rows*vocabulary), f32s(2*rows)
 	scans, peaks := p.alloc(16*rows*scanParts), f32s(rows*scanParts*scanThreads/32)
 	perPair := 32 * c0.Group() * (c0.ValueDim + 2)

@@ -1,8 +1,6 @@
 package cuda
 
 import (
-	"math"
-
 	"nha/attention"
 	"nha/tensor"
 )
@@ -78,9 +76,10 @@ func inOrder(s *attention.State, t tensor.Tensor) tensor.Tensor {
 	width := t.Columns()
 	to := tensor.New(t.DType, tensor.Of(t.Dim(0), s.Count, width))
 	for h := range t.Dim(0) {
-		for i := range s.Count {
-			copyRow(to, h*s.Count+i, t, h*s.Capacity()+s.Row(i), width)
-		}
+		stretches(0, s.Count, s.Start, s.Capacity(), s.Count, func(from, row, n int) {
+			part := tensor.Of(n * width)
+			tensor.Convert(to.At((h*s.Count+row)*width, part), t.At((h*s.Capacity()+from)*width, part))
+		})
 	}
 	return to
 }
@@ -109,6 +108,22 @@ func (r *nhaRun) lastRows(t tensor.Tensor, i, n int) tensor.Tensor {
 	return to
 }
 
+// lastGates is log a of the last n tokens of sequence i, on the host, [n, H*M] in float32.
+func (r *nhaRun) lastGates(i, n int) tensor.Tensor {
+	z := r.c.Z
+	if !z.Present() || n == 0 {
+		return tensor.Tensor{}
+	}
+	end := int(r.sequences[i].at + r.sequences[i].tokens)
+	z = z.Narrow(end-n, end)
+	gates := r.b.scratchTensor(tensor.F32, z.Shape)
+	r.b.d.launch(r.b.d.kernel("state.cu", "log_gates", realType(z.DType)), grid{blocks(z.Len(), 256), 1, 1}, 256, 0, pointer(gates), pointer(z), integer(z.Len()),
+		f32(1/r.c.GateNormalizer))
+	host := tensor.New(tensor.F32, z.Shape)
+	r.b.d.read(host, gates)
+	return host
+}
+
 // finish brings the final states.
 func (r *nhaRun) finish() {
 	for i := range r.sequences {
@@ -124,7 +139,7 @@ func (r *nhaRun) downState(i int, final *attention.State) {
 	r.b.fromCard(final.SlotKeys, tensor.F32, s.finalKeys)
 	r.b.fromCard(final.SlotValues, tensor.F32, s.finalValues)
 	fresh := min(kept, int(s.tokens)) // of the ring's tokens; the others come from the initial state's
-	keys, values, z := r.lastRows(c.K, i, fresh), r.lastRows(c.V, i, fresh), r.lastRows(c.Z, i, fresh)
+	keys, values, gates := r.lastRows(c.K, i, fresh), r.lastRows(c.V, i, fresh), r.lastGates(i, fresh)
 	position, old := int(s.tokens), [3]tensor.Tensor{}
 	if initial != nil {
 		position += initial.Position
@@ -155,9 +170,8 @@ func (r *nhaRun) downState(i int, final *attention.State) {
 			from := (n-stay)*c.KVHeads + h
 			copyRow(final.Keys, to, keys, from, c.KeyDim)
 			copyRow(final.Values, to, values, from, c.ValueDim)
-			for m := range c.Slots {
-				x := z.Value(from*c.Slots + m)
-				final.LogGates.SetValue(to*c.Slots+m, (min(x, 0)-math.Log1p(math.Exp(-math.Abs(x))))/c.GateNormalizer)
+			if c.Slots > 0 {
+				copyRow(final.LogGates, to, gates, from, c.Slots)
 			}
 		}
 	}

@@ -33,6 +33,12 @@ __device__ __forceinline__ void release() {
 #endif
 }
 
+// The rows that products read lie in squares of 8 rows and 32 numbers, one after the other along a row, so that a warp reads the fragments
+// of an instruction as 512 bytes in one piece. place_of is where number k of row b lies; width is that of a row.
+__device__ __forceinline__ i64 place_of(int b, int k, int width) {
+    return ((i64)(b / 8) * ((width + 31) / 32) + k / 32) * 256 + b % 8 * 32 + k % 32;
+}
+
 // stream reads 16 bytes that nobody reads again.
 __device__ __forceinline__ uint4 stream(const void* p) {
     uint4 v;

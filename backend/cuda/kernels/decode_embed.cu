@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(256) decode_embed(const __grid_cons
         for (int j = threadIdx.x; j < a.width; j += 256) {
             float v = to_float(from[j]);
             a.x[row + j] = v;
-            a.scaled[row + j] = round_to<bf16>(v * to_float(a.gamma[j]));
+            a.scaled[place_of(blockIdx.x, j, a.width)] = round_to<bf16>(v * to_float(a.gamma[j]));
             sum += v * v;
         }
         if (threadIdx.x == 0) ((u32*)seat->seen)[token / 32] |= 1u << token % 32;

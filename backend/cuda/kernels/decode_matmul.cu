@@ -14,7 +14,7 @@ struct Matmul {
     const bf16* weight[4];
     const bf16* bias[4]; // may be null
     int rows[4];
-    const bf16* x;        // [batch, INNER]
+    const bf16* x;        // [batch, INNER] in squares, zeros where those reach beyond
     const float* squares; // [batch, parts] of the norm before; null: none
     void* y;
     const bf16* gamma; // KIND 2: of the norm that follows
@@ -26,6 +26,12 @@ struct Matmul {
 
 const int steps = (INNER + 31) / 32, turns = (steps + WARPS_K - 1) / WARPS_K; // of 32 numbers along k, and a warp's share
 const int depth = turns < DEPTH ? turns : DEPTH;
+const int ahead = COLUMN_TILES > 2 ? (turns < 2 ? turns : 2) : turns < 4 ? turns : 4; // turns of x on their way
+constexpr int multiple(int a, int b) {
+    int n = a;
+    while (n % b != 0) n += a;
+    return n;
+}
 const int columns = 8 * COLUMN_TILES, warps = WARPS_K * WARPS_ROWS, threads = 32 * warps;
 const int rows_of_block = 16 * ROW_TILES * WARPS_ROWS, line = rows_of_block + 4; // a column of sums in shared memory, free of bank conflicts
 const int results = (KIND == 1 ? rows_of_block / 2 : rows_of_block) * columns, share = (results + threads - 1) / threads;
@@ -85,17 +91,18 @@ extern "C" __global__ void __launch_bounds__(threads) decode_matmul(const __grid
     release();
     arrive();
 
-    // Of x two turns are on their way.
-    const bf16* x = a.x + (i64)(column + lane / 4) * INNER;
-    uint4 v[2][COLUMN_TILES];
-    auto read = [&](uint4 (&to)[COLUMN_TILES], int k) {
+    const bf16* x = a.x + (i64)(column / 8) * steps * 256 + lane * 8;
+    uint4 v[ahead][COLUMN_TILES];
+    auto read = [&](uint4 (&to)[COLUMN_TILES], int turn) {
+        int at = turn * WARPS_K + of_k;
 #pragma unroll
         for (int j = 0; j < COLUMN_TILES; j++) {
             to[j] = make_uint4(0, 0, 0, 0);
-            if (k < INNER) to[j] = *(const uint4*)(x + (i64)j * 8 * INNER + k);
+            if (at < steps) to[j] = *(const uint4*)(x + ((i64)j * steps + at) * 256);
         }
     };
-    read(v[0], place(0));
+#pragma unroll
+    for (int i = 0; i < ahead; i++) read(v[i], i);
     // The residual stream and the sums of squares come meanwhile.
     float old[share] = {};
     if constexpr (KIND == 2) {
@@ -118,24 +125,24 @@ extern "C" __global__ void __launch_bounds__(threads) decode_matmul(const __grid
     }
 
     float sum[ROW_TILES][COLUMN_TILES][4] = {};
-    const int step = depth % 2 == 0 ? depth : 2 * depth; // so that w and v are registers with numbers
+    const int step = multiple(depth, ahead); // so that w and v are registers with numbers
 #pragma unroll 1
     for (int base = 0; base < turns; base += step) {
 #pragma unroll
         for (int i = 0; i < step; i++) {
             int turn = base + i;
             if (turn < turns) {
-                if (turn + 1 < turns) read(v[(i + 1) % 2], place(turn + 1));
 #pragma unroll
                 for (int r = 0; r < ROW_TILES; r++) {
                     uint4 g = w[i % depth][r][0], h = w[i % depth][r][1];
                     u32 first[4] = {g.x, h.x, g.y, h.y}, second[4] = {g.z, h.z, g.w, h.w};
 #pragma unroll
                     for (int j = 0; j < COLUMN_TILES; j++) {
-                        mma_bf16(sum[r][j], first, v[i % 2][j].x, v[i % 2][j].y);
-                        mma_bf16(sum[r][j], second, v[i % 2][j].z, v[i % 2][j].w);
+                        mma_bf16(sum[r][j], first, v[i % ahead][j].x, v[i % ahead][j].y);
+                        mma_bf16(sum[r][j], second, v[i % ahead][j].z, v[i % ahead][j].w);
                     }
                 }
+                if (turn + ahead < turns) read(v[i % ahead], turn + ahead);
                 if (turn + depth < turns) fetch(w[i % depth], place(turn + depth));
             }
         }
@@ -172,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(threads) decode_matmul(const __grid
             float gate = total(local, c), up = total(local + 16, c);
             if (a.bias[0]) gate += to_float(a.bias[0][row]);
             if (a.bias[1]) up += to_float(a.bias[1][row]);
-            ((bf16*)a.y)[(i64)b * a.stride + row] = round_to<bf16>(silu(gate) * up);
+            ((bf16*)a.y)[place_of(b, row, a.stride)] = round_to<bf16>(silu(gate) * up);
         } else {
             int r = i % rows_of_block, c = i / rows_of_block, b = column + c;
             Tile t = block_tile(a, r / 16);
@@ -185,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(threads) decode_matmul(const __grid
                 y += old[n];
                 if (here) {
                     ((float*)a.y)[at] = y;
-                    a.scaled[at] = round_to<bf16>(y * to_float(a.gamma[row]));
+                    a.scaled[place_of(b, row, a.stride)] = round_to<bf16>(y * to_float(a.gamma[row]));
                 }
                 float s = here ? y * y : 0.0f; // over the block's rows of a column, 16 or 32 neighbouring threads
 #pragma unroll

@@ -21,7 +21,7 @@ struct Step {
     const bf16* query_norm; // [K] or null
     const bf16* key_norm;
     const bf16* gamma; // [Hq V] of the norm over silu(o); null: o is written as it is
-    bf16* out;         // [batch, Hq V]
+    bf16* out;         // [batch, Hq V] in squares
     float* sums;       // [batch, Hq] of silu(o)^2
     float* partial;    // [batch, H, SPLITS, GROUP, VALUE + 2]
     int* arrived;      // [batch, H], 0
@@ -34,6 +34,9 @@ struct Step {
 const int FULL = -1; // as WINDOW
 const int threads = 32 * WARPS, rows_at_once = 32 / LANES, chunk = 64;
 const int slot_turns = (SLOTS + rows_at_once * WARPS - 1) / (rows_at_once * WARPS);
+const int slots_held = slot_turns < 2 ? slot_turns : 2; // turns whose slots are in registers before q comes
+const bool SMALL = WINDOW != FULL && WINDOW <= chunk && SPLITS == 1;
+const int window_turns = SMALL ? ((WINDOW + rows_at_once - 1) / rows_at_once + WARPS - 1) / WARPS : 1; // at most, of a small window
 const float log2e = 1.4426950408889634f;
 
 // Softmax of a group of lanes, in powers of 2.
@@ -75,6 +78,7 @@ __device__ __forceinline__ float log_gate(float z, float normalizer) { return (f
 
 extern "C" __global__ void __launch_bounds__(threads, BLOCKS) decode_nha(const __grid_constant__ Step a) {
     __shared__ __align__(16) float query[GROUP][KEY], key[KEY], value[VALUE], gate[SLOTS > 0 ? SLOTS : 1];
+    __shared__ __align__(16) float turned[SMALL ? GROUP : 1][KEY]; // the queries rotated to the end of a small window
     __shared__ __align__(16) float merged[WARPS][GROUP][VALUE + 4];
     __shared__ bool last;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, of = lane % LANES, group = lane / LANES;
@@ -134,24 +138,49 @@ extern "C" __global__ void __launch_bounds__(threads, BLOCKS) decode_nha(const _
         }
         if (has_value) store<8>(from_v + 8 * of, v);
     };
-    float first_key[8], first_value[8];
-    if (WINDOW != 0 && slots_live) slots(0, first_key, first_value);
+    float held_key[slots_held > 0 ? slots_held : 1][8], held_value[slots_held > 0 ? slots_held : 1][8];
+    if (WINDOW != 0 && slots_live) {
+#pragma unroll
+        for (int n = 0; n < slots_held; n++) slots(n, held_key[n], held_value[n]);
+    }
 
     // The window: this warp's tokens, and the first of them.
     int turns_all = (count + rows_at_once - 1) / rows_at_once, each = (turns_all + SPLITS * WARPS - 1) / (SPLITS * WARPS);
     int turn = (split * WARPS + warp) * each, end = min(turn + each, turns_all);
-    auto token = [&](int turn, float (&k)[8], float (&v)[8]) { // as it lies in memory, the new one apart
+    // token reads a token as it lies in memory; the new one is not there yet.
+    struct Packed {
+        uint2 key[2];
+        uint4 value;
+    };
+    auto token = [&](int turn) {
+        Packed x = {};
         int p = turn * rows_at_once + group;
-#pragma unroll
-        for (int i = 0; i < 8; i++) k[i] = v[i] = 0.0f;
-        if (p >= count - 1) return;
+        if (p >= count - 1) return x;
         int r = row_oldest + p;
         if (WINDOW != FULL && r >= WINDOW) r -= WINDOW;
-        if (has_key) load_key(keys + (i64)r * KEY, of, k);
-        if (has_value) load<8>(values + (i64)r * VALUE + 8 * of, v);
+        if (has_key) {
+            const bf16* k = keys + (i64)r * KEY + 4 * of;
+            x.key[0] = *(const uint2*)k, x.key[1] = *(const uint2*)(k + KEY / 2);
+        }
+        if (has_value) x.value = *(const uint4*)(values + (i64)r * VALUE + 8 * of);
+        return x;
     };
-    float next_key[8], next_value[8];
-    if (turn < end) token(turn, next_key, next_value);
+    auto unpack = [&](const Packed& x, int turn, float (&k)[8], float (&v)[8]) {
+        u32 w[8] = {x.key[0].x, x.key[0].y, x.key[1].x, x.key[1].y, x.value.x, x.value.y, x.value.z, x.value.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            k[2 * i] = unpack_low(w[i]), k[2 * i + 1] = unpack_high(w[i]);
+            v[2 * i] = unpack_low(w[4 + i]), v[2 * i + 1] = unpack_high(w[4 + i]);
+        }
+        if (turn * rows_at_once + group == count - 1) { // the new one
+            if (has_key) load_key(key, of, k);
+            if (has_value) load<8>(value + 8 * of, v);
+        }
+    };
+    Packed held[window_turns > 0 ? window_turns : 1];
+#pragma unroll
+    for (int n = 0; n < window_turns; n++)
+        if (turn + n < end) held[n] = token(turn + n);
     release();
     arrive();
 
@@ -176,6 +205,15 @@ extern "C" __global__ void __launch_bounds__(threads, BLOCKS) decode_nha(const _
             if (n < GROUP) query[n][d] = v[i] * scale;
             if (n == GROUP) key[d] = rounded(v[i]);
         }
+        if (SMALL && WINDOW > 0 && n < GROUP) {
+            __syncwarp();
+            for (int d = lane; d < KEY; d += 32) {
+                int pair = d % (KEY / 2);
+                float x = query[n][pair], y = query[n][pair + KEY / 2];
+                float c = ROPE ? a.cos[(count - 1) * (KEY / 2) + pair] : 1.0f, s = ROPE ? a.sin[(count - 1) * (KEY / 2) + pair] : 0.0f;
+                turned[n][d] = d < KEY / 2 ? x * c - y * s : y * c + x * s;
+            }
+        }
     }
     int keys_end = a.heads * (GROUP + 1) * KEY;
     for (int d = threads - 1 - threadIdx.x; d < VALUE + SLOTS; d += threads) {
@@ -191,63 +229,83 @@ extern "C" __global__ void __launch_bounds__(threads, BLOCKS) decode_nha(const _
 #pragma unroll
         for (int i = 0; i < 8; i++) s.sum[g][i] = 0.0f;
     }
-    float q[GROUP][8], logit[GROUP];
-    auto queries = [&]() {
+    float logit[GROUP];
+    auto gather = [&]() {
 #pragma unroll
-        for (int g = 0; g < GROUP; g++) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) q[g][i] = 0.0f;
-            if (has_key) load_key(query[g], of, q[g]);
-        }
-    };
-    auto products = [&](const float (&k)[8]) {
-#pragma unroll
-        for (int g = 0; g < GROUP; g++) {
-            logit[g] = 0.0f;
-#pragma unroll
-            for (int i = 0; i < 8; i++) logit[g] += q[g][i] * k[i];
+        for (int g = 0; g < GROUP; g++)
 #pragma unroll
             for (int i = LANES / 2; i > 0; i /= 2) logit[g] += __shfl_xor_sync(0xffffffffu, logit[g], i);
-        }
     };
-    queries();
+    auto products = [&](const float (*q)[KEY], const float (&k)[8]) { // with queries in shared memory
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            float x[8] = {};
+            if (has_key) load_key(q[g], of, x);
+            logit[g] = 0.0f;
+#pragma unroll
+            for (int i = 0; i < 8; i++) logit[g] += x[i] * k[i];
+        }
+        gather();
+    };
     if (slots_live) {
+#pragma unroll
+        for (int n = 0; n < slots_held; n++) {
+            if (WINDOW == 0) slots(n, held_key[n], held_value[n]);
+            products(query, held_key[n]);
+            take(s, logit, held_value[n], slot_of(n) < SLOTS);
+        }
 #pragma unroll 1
-        for (int n = 0; n < slot_turns; n++) {
-            if (n > 0 || WINDOW == 0) slots(n, first_key, first_value);
-            products(first_key);
-            take(s, logit, first_value, slot_of(n) < SLOTS);
+        for (int n = slots_held; n < slot_turns; n++) {
+            float k[8], v[8];
+            slots(n, k, v);
+            products(query, k);
+            take(s, logit, v, slot_of(n) < SLOTS);
         }
     }
     if (SLOTS > 0 && WINDOW == FULL && !MASK && split == 0 && warp == 0 && group == 0) { // sinks: logit 0, value 0
 #pragma unroll
         for (int g = 0; g < GROUP; g++) s.top[g] = 0.0f, s.mass[g] = SLOTS;
     }
-    int in_chunk = -1;
-    for (; turn < end; turn++) {
-        float k[8], v[8];
+    if constexpr (SMALL) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) k[i] = next_key[i], v[i] = next_value[i];
-        if (turn + 1 < end) token(turn + 1, next_key, next_value);
-        int p = turn * rows_at_once + group, c = turn * rows_at_once / chunk;
-        if (p == count - 1) { // the new one
-            if (has_key) load_key(key, of, k);
-            if (has_value) load<8>(value + 8 * of, v);
+        for (int n = 0; n < window_turns; n++) {
+            if (turn + n >= end) break;
+            int p = (turn + n) * rows_at_once + group;
+            float k[8], v[8];
+            unpack(held[n], turn + n, k, v);
+            if (ROPE && has_key) rotate(k, a.cos + p * (KEY / 2), a.sin + p * (KEY / 2), of);
+            products(turned, k);
+            take(s, logit, v, p < count);
         }
-        if (ROPE) {
+    } else {
+        float q[GROUP][8];
+        int in_chunk = -1;
+        for (; turn < end; turn++) {
+            float k[8], v[8];
+            int p = turn * rows_at_once + group, c = turn * rows_at_once / chunk;
+            unpack(held[0], turn, k, v);
+            if (turn + 1 < end) held[0] = token(turn + 1);
             if (c != in_chunk) {
-                queries();
-                if (has_key) {
-                    i64 d = (i64)(count - 1 - c * chunk) * (KEY / 2);
+                i64 d = (i64)(count - 1 - c * chunk) * (KEY / 2);
 #pragma unroll
-                    for (int g = 0; g < GROUP; g++) rotate(q[g], a.cos + d, a.sin + d, of);
+                for (int g = 0; g < GROUP; g++) {
+#pragma unroll
+                    for (int i = 0; i < 8; i++) q[g][i] = 0.0f;
+                    if (has_key) load_key(query[g], of, q[g]);
+                    if (has_key && ROPE) rotate(q[g], a.cos + d, a.sin + d, of);
                 }
                 in_chunk = c;
             }
-            if (has_key) rotate(k, a.cos + p % chunk * (KEY / 2), a.sin + p % chunk * (KEY / 2), of);
+            if (ROPE && has_key) rotate(k, a.cos + p % chunk * (KEY / 2), a.sin + p % chunk * (KEY / 2), of);
+#pragma unroll
+            for (int g = 0; g < GROUP; g++) {
+                logit[g] = 0.0f;
+#pragma unroll
+                for (int i = 0; i < 8; i++) logit[g] += q[g][i] * k[i];
+            }
+            gather();
+            take(s, logit, v, p < count);
         }
-        products(k);
-        take(s, logit, v, p < count);
     }
     if (split == 0 && WINDOW != 0) { // the new token enters the ring
         for (int d = threadIdx.x; d < KEY + VALUE + SLOTS; d += threads) {
@@ -319,7 +377,7 @@ extern "C" __global__ void __launch_bounds__(threads, BLOCKS) decode_nha(const _
                 square += y * y;
                 y *= to_float(a.gamma[head_q * VALUE + d]);
             }
-            a.out[(i64)row * a.heads * GROUP * VALUE + head_q * VALUE + d] = round_to<bf16>(y);
+            a.out[place_of(row, head_q * VALUE + d, a.heads * GROUP * VALUE)] = round_to<bf16>(y);
         }
         if (a.gamma) {
             square = warp_sum(square);

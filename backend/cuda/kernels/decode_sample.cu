@@ -34,17 +34,16 @@ extern "C" __global__ void __launch_bounds__(scanners) sample_scan(const __grid_
     if (!seat) return;
     const u32* seen = (const u32*)seat->seen;
     const float* logits = a.logits + (i64)row * a.vocabulary;
-    float penalty = seat->penalty, top = -3e38f, best = -3.4e38f;
+    float penalty = seat->penalty, top = -3e38f, sum = 0.0f, best = -3.4e38f;
     int each = (a.vocabulary + parts - 1) / parts, from = part * each, to = min(from + each, a.vocabulary), id = from;
+#pragma unroll 4
     for (int i = from + threadIdx.x; i < to; i += scanners) {
-        float x = logits[i], y = score(x, i, seen, penalty);
-        top = fmaxf(top, x);
+        float x = logits[i], y = score(x, i, seen, penalty), larger = fmaxf(top, x);
+        sum = sum * __expf(top - larger) + __expf(x - larger), top = larger;
         if (y > best) best = y, id = i;
     }
-    top = block_max(top);
-    float sum = 0.0f;
-    for (int i = from + threadIdx.x; i < to; i += scanners) sum += __expf(logits[i] - top);
-    sum = block_sum(sum);
+    float largest = block_max(top);
+    sum = block_sum(sum * __expf(top - largest)), top = largest;
     for (int i = 16; i > 0; i /= 2) {
         float other = __shfl_xor_sync(0xffffffffu, best, i);
         int other_id = __shfl_xor_sync(0xffffffffu, id, i);
