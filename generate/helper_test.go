@@ -31,6 +31,9 @@ func onBackends(t *testing.T, f func(t *testing.T, b backend.Backend)) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { b.Close() })
+			if b.DType() == tensor.BF16 {
+				t.Skipf("backend %s computes in 16 bits: what it writes depends on how a text is cut; decode_test.go is for it", name)
+			}
 			f(t, b)
 		})
 	}

@@ -258,7 +258,7 @@ func TestMemoryIsConstantInTheLength(t *testing.T) {
 		if late > early {
 			t.Errorf("%v allocations a step at 1000 tokens, %v at 100", late, early)
 		}
-		if b.Name() != "ref" && late > 8 { // the reference allocates its rows anew in every call
+		if strings.HasPrefix(b.Name(), "cpu") && late > 8 { // the reference allocates its rows anew in every call, a card's states pass through the host
 			t.Errorf("%v allocations a step", late)
 		}
 		t.Logf("%v allocations a step, state %d bytes", late, size)
