@@ -33,6 +33,7 @@ type Chart struct {
 type Axis struct {
 	Label    string
 	Log      bool // logarithmic; values must be positive
+	Binary   bool // of a logarithmic axis: ticks at powers of two, written 512, 1K, 1M
 	Min, Max float64
 }
 
@@ -132,6 +133,9 @@ func (c *Chart) style(p *plot.Plot) {
 		if a.from.Log {
 			a.to.Scale, a.to.Tick.Marker = plot.LogScale{}, plot.TickerFunc(logTicks)
 		}
+		if a.from.Log && a.from.Binary {
+			a.to.Tick.Marker = plot.TickerFunc(binaryTicks)
+		}
 	}
 	p.Y.LineStyle.Width, p.Y.Tick.Length = 0, 0
 	lines := plotter.NewGrid()
@@ -154,6 +158,31 @@ func logTicks(low, high float64) []plot.Tick {
 		}
 	}
 	return list
+}
+
+// binaryTicks are powers of two, at most eight of them with a label.
+func binaryTicks(low, high float64) []plot.Tick {
+	first, last := int(math.Ceil(math.Log2(low)-1e-9)), int(math.Floor(math.Log2(high)+1e-9))
+	step := max(1, (last-first)/8+1)
+	var list []plot.Tick
+	for e := first; e <= last; e++ {
+		t := plot.Tick{Value: math.Exp2(float64(e))}
+		if (e-first)%step == 0 {
+			t.Label = Binary(t.Value)
+		}
+		list = append(list, t)
+	}
+	return list
+}
+
+// Binary writes a count as 512, 4K or 1M where that is exact, in units of 1024.
+func Binary(x float64) string {
+	for unit, name := float64(1<<40), "TGMK"; name != ""; unit, name = unit/1024, name[1:] {
+		if x >= unit && math.Mod(x, unit) == 0 {
+			return strconv.FormatFloat(x/unit, 'f', -1, 64) + name[:1]
+		}
+	}
+	return strconv.FormatFloat(x, 'f', -1, 64)
 }
 
 // ticks are the multiples of 1, 2 or 5 times a power of ten, at least four of them and at most nine.

@@ -112,6 +112,29 @@ func TestSmooth(t *testing.T) {
 	}
 }
 
+// An axis in powers of two has round numbers in units of 1024, and not too many.
+func TestBinary(t *testing.T) {
+	for _, c := range []struct {
+		low, high float64
+		want      string
+	}{{128, 131072, "128 512 2K 8K 32K 128K"}, {1, 16, "1 2 4 8 16"}, {85, 1500, "128 256 512 1K"}, {3, 3.5, ""}} {
+		var got []string
+		for _, tick := range binaryTicks(c.low, c.high) {
+			if tick.Label != "" {
+				got = append(got, tick.Label)
+			}
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("ticks from %v to %v: %s, want %s", c.low, c.high, s, c.want)
+		}
+	}
+	for x, want := range map[float64]string{100: "100", 1000: "1000", 1536: "1536", 3 << 20: "3M", 0.5: "0.5"} {
+		if got := Binary(x); got != want {
+			t.Errorf("%v is written %s, want %s", x, got, want)
+		}
+	}
+}
+
 // What thin leaves has the same extremes, in order.
 func TestThin(t *testing.T) {
 	c := chart()
