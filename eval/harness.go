@@ -87,7 +87,7 @@ func (r *Report) harness() map[string]any {
 		"config": map[string]any{"model": "nha", "model_args": map[string]any{"pretrained": r.Model, "windows": r.Windows, "backend": r.Backend},
 			"limit": limit, "random_seed": r.Seed, "model_sha": r.Hash},
 		"model_source": "nha", "model_name": r.Model, "model_name_sanitized": notInNames.ReplaceAllString(r.Model, "_"), "max_length": r.Context,
-		"date": float64(r.Started.UnixMilli()) / 1000, "total_evaluation_time_seconds": fmt.Sprint(r.Seconds.Seconds())}
+		"date": float64(r.Started.UnixMilli()) / 1000, "total_evaluation_time_seconds": fmt.Sprint(r.Elapsed.Seconds())}
 }
 
 // writeCurves writes what is more than a number.

@@ -24,7 +24,7 @@ type TaskResult struct {
 	Truncated int           // requests that were longer than the context and lost their left end
 	Skipped   int           // rows that the protocol leaves out
 	Shares    *Shares       // of task share
-	Seconds   time.Duration // for the answers
+	Elapsed   time.Duration // for the answers
 	Tokens    int           // read and generated for them
 
 	task *Task
@@ -42,7 +42,7 @@ type Report struct {
 	Tasks   []*TaskResult
 	Groups  []*TaskResult
 	Started time.Time
-	Seconds time.Duration
+	Elapsed time.Duration
 }
 
 // Value finds a metric of a task or group.

@@ -110,7 +110,7 @@ func Run(ctx context.Context, m *model.Model, tk tokenizer.Tokenizer, name strin
 		setups[i] = nil // its documents may be large
 	}
 	r.Groups = groups(r.Tasks)
-	r.Seconds = time.Since(r.Started)
+	r.Elapsed = time.Since(r.Started)
 	return r, kept.remove()
 }
 
@@ -203,7 +203,7 @@ func (s *setup) run(ctx context.Context, e *engine, kept *cache, p Progress) err
 		}
 	}
 	t := s.results
-	t.Documents, t.Skipped, t.Seconds, t.Tokens = len(s.documents), s.skipped, time.Since(start), p.Total
+	t.Documents, t.Skipped, t.Elapsed, t.Tokens = len(s.documents), s.skipped, time.Since(start), p.Total
 	measures := make([][]measure, len(s.documents))
 	from := 0
 	for i := range s.documents {
