@@ -18,6 +18,10 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
+
+	"nha/backend"
+	"nha/model"
+	"nha/tokenizer"
 )
 
 // The scripts of testdata/script run the command as a user does: a process of its own, whose exit code and standard error
@@ -32,11 +36,11 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	model := tinyModel(t)
+	small, base := tinyModel(t), tinyBase(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
-			e.Vars = append(e.Vars, "MODEL="+model, "VECTORS="+filepath.Join(root, "vectors"), "GOLDEN="+filepath.Join(root, "golden", "nha-tiny"))
+			e.Vars = append(e.Vars, "MODEL="+small, "BASE="+base, "VECTORS="+filepath.Join(root, "vectors"), "GOLDEN="+filepath.Join(root, "golden", "nha-tiny"))
 			e.Vars = append(e.Vars, home(e.WorkDir)...)
 			return fixtures(e.WorkDir)
 		},
@@ -73,6 +77,31 @@ func nha(dir string, args ...string) *exec.Cmd {
 	c := exec.Command("nha", args...)
 	c.Dir, c.Env = dir, append(os.Environ(), home(dir)...)
 	return c
+}
+
+// tinyBase is a pretrained Llama of bytes, as far as anybody can tell.
+func tinyBase(t *testing.T) string {
+	t.Helper()
+	c, err := model.ParseConfig([]byte(`{"model_type": "llama", "vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+		"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "max_position_embeddings": 128, "tie_word_embeddings": true}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := backend.Open("cpu", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	m, err := model.New(c, b, model.Init{Seed: 1, Std: 0.2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	dir := t.TempDir()
+	if err := errors.Join(m.Save(dir), tokenizer.Bytes{EndOfText: true}.Save(dir)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // tinyModel trains a model that knows its text, in a second.
