@@ -55,6 +55,13 @@ type trainerState struct {
 	Machine  string            `json:"machine"`         // on which the same bits come out
 	Model    json.RawMessage   `json:"model,omitempty"` // the model's configuration, for the reader
 	Last     *Validation       `json:"last_validation"` // for the progress line
+	Best     best              `json:"best"`
+}
+
+// best is the checkpoint of the lowest smoothed loss, which runs that may diverge keep beside the last ones; step 0: none yet.
+type best struct {
+	Step int     `json:"step"`
+	Loss float64 `json:"loss"`
 }
 
 // write is the file at path, indented, whole or not at all.

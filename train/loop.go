@@ -152,6 +152,9 @@ func (l *Loop) Run(ctx context.Context) (Result, error) {
 
 // failed says where the last good state is.
 func (l *Loop) failed(err error) error {
+	if best := l.state.Best.Step; best > 0 && errors.Is(err, errDiverged) {
+		return fmt.Errorf("%w; the last good checkpoint is %s", err, l.path(best))
+	}
 	if l.saved == 0 {
 		return err
 	}
@@ -229,6 +232,9 @@ func (l *Loop) checkpoint() error {
 		}
 		l.drawn = time.Now()
 	}
+	if t.settings.DivergeRatio > 0 && t.progress.Losses > 0 && (l.state.Best.Step == 0 || t.progress.Smoothed <= l.state.Best.Loss) {
+		l.state.Best = best{step, t.progress.Smoothed}
+	}
 	s := l.state
 	s.Version, s.progress, s.Seconds, s.Identity, s.Machine = trainerVersion, t.progress, l.elapsed(), l.Identity, l.machine()
 	var err error
@@ -256,6 +262,9 @@ func (l *Loop) checkpoint() error {
 		return err
 	}
 	for _, old := range list[:max(0, len(list)-t.settings.Keep)] {
+		if old == l.path(l.state.Best.Step) {
+			continue
+		}
 		if err := removeDir(old); err != nil {
 			return fmt.Errorf("remove an old checkpoint: %w", err)
 		}

@@ -28,6 +28,8 @@ type Settings struct {
 	LearningRateFactors map[string]float64 `toml:"learning_rate_factors" help:"factors on the learning rate of the tensors whose name contains a pattern: f_proj=10"`
 	Recompute           string             `toml:"recompute" resume:"free" help:"what backward computes again instead of keeping it: none, activations, blocks; empty: none on a card, activations elsewhere"`
 	MaxSkipped          int                `toml:"max_skipped" resume:"free" help:"stop after so many steps in a row without a finite loss and gradient"`
+	DivergeRatio        float64            `toml:"diverge_ratio" resume:"free" help:"stop when the smoothed loss stays above so many times its lowest; 0: go on"`
+	DivergeSteps        int                `toml:"diverge_steps" resume:"free" help:"steps in a row that diverge_ratio waits"`
 	ValidateEvery       int                `toml:"validate_every" resume:"free" help:"steps between validations; 0: at the end only"`
 	CheckpointEvery     int                `toml:"checkpoint_every" resume:"free" help:"steps between checkpoints; 0: at the end only"`
 	Keep                int                `toml:"keep" resume:"free" help:"checkpoints to keep, the last ones"`
@@ -64,7 +66,7 @@ func (s *Settings) recompute(m *model.Model) autograd.Recompute {
 // DefaultSettings suit models of up to some tens of millions of parameters.
 func DefaultSettings() Settings {
 	return Settings{Accumulation: 1, LearningRate: 2e-3, Schedule: Cosine, Warmup: -1, MinimumRatio: 0.1, DecayFraction: 0.2, Beta1: 0.9,
-		Beta2: 0.95, Epsilon: 1e-8, WeightDecay: 0.1, Moments: Float32, Clip: 1, MaxSkipped: 10, ValidateEvery: 100, CheckpointEvery: 100, Keep: 2, LogEvery: 10}
+		Beta2: 0.95, Epsilon: 1e-8, WeightDecay: 0.1, Moments: Float32, Clip: 1, MaxSkipped: 10, DivergeSteps: 100, ValidateEvery: 100, CheckpointEvery: 100, Keep: 2, LogEvery: 10}
 }
 
 // Resolve fills in what follows from the rest and checks the whole; its errors name the key.
@@ -75,7 +77,7 @@ func (s *Settings) Resolve() error {
 	for _, k := range []struct {
 		key            string
 		value, minimum int
-	}{{"steps", s.Steps, 1}, {"accumulation", s.Accumulation, 1}, {"warmup", s.Warmup, 0}, {"max_skipped", s.MaxSkipped, 1},
+	}{{"steps", s.Steps, 1}, {"accumulation", s.Accumulation, 1}, {"warmup", s.Warmup, 0}, {"max_skipped", s.MaxSkipped, 1}, {"diverge_steps", s.DivergeSteps, 1},
 		{"validate_every", s.ValidateEvery, 0}, {"checkpoint_every", s.CheckpointEvery, 0}, {"keep", s.Keep, 1}, {"log_every", s.LogEvery, 1}} {
 		if k.value < k.minimum {
 			return fmt.Errorf("%s %d: must be at least %d", k.key, k.value, k.minimum)
@@ -95,6 +97,7 @@ func (s *Settings) Resolve() error {
 		{"epsilon", s.Epsilon, s.Epsilon > 0, "positive"},
 		{"weight_decay", s.WeightDecay, s.WeightDecay >= 0, "0 or more"},
 		{"clip", s.Clip, s.Clip >= 0, "0 (no limit) or more"},
+		{"diverge_ratio", s.DivergeRatio, s.DivergeRatio == 0 || s.DivergeRatio > 1, "0 (go on) or above 1"},
 	} {
 		if !k.ok || math.IsInf(k.value, 0) {
 			return fmt.Errorf("%s %v: must be %s", k.key, k.value, k.want)

@@ -49,6 +49,7 @@ type progress struct {
 	Tokens  int64 `json:"tokens"`  // read, in all steps
 	Skipped int   `json:"skipped"` // steps without an update
 	InARow  int   `json:"in_a_row"`
+	course
 }
 
 // Stats is what a step found. Loss (nats per token) and GradientNorm (before clipping) may be NaN or infinite: then the step
@@ -131,7 +132,7 @@ func (t *Trainer) Done() int { return t.progress.Step }
 func (t *Trainer) Bytes() int { return t.optimizer.bytes() + t.tape.Bytes() }
 
 // Step does one optimiser step. A step whose loss or gradient is not finite leaves the parameters and moments as they were;
-// too many of them in a row are an error, as are a source that fails and a batch that does not fit the model.
+// too many of them in a row are an error, as are a loss that diverges, a source that fails and a batch that does not fit the model.
 func (t *Trainer) Step() (Stats, error) {
 	s := Stats{Step: t.progress.Step + 1}
 	s.LearningRate = Number(t.settings.Rate(s.Step))
@@ -158,6 +159,9 @@ func (t *Trainer) Step() (Stats, error) {
 		return s, nil
 	}
 	p.InARow = 0
+	if err := p.see(loss, &t.settings); err != nil {
+		return s, fmt.Errorf("step %d: %w", s.Step, err)
+	}
 	scale := 1.0
 	if clip := t.settings.Clip; clip > 0 && norm > clip {
 		scale = clip / norm
