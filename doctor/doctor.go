@@ -124,8 +124,8 @@ type Fact struct {
 
 func (f Fact) String() string { return f.Name + ": " + f.Value }
 
-// Machine describes what is here.
-func Machine() []Fact {
+// Host describes the computer, without its backends.
+func Host() []Fact {
 	facts := []Fact{
 		{"system", fmt.Sprintf("%s/%s, %s", runtime.GOOS, runtime.GOARCH, runtime.Version())},
 		{"processor", processor()},
@@ -135,6 +135,12 @@ func Machine() []Fact {
 	if m := memory(); m != "" {
 		facts = append(facts, Fact{"memory", m})
 	}
+	return facts
+}
+
+// Machine describes what is here.
+func Machine() []Fact {
+	facts := Host()
 	for _, line := range backend.Report() {
 		what, is, _ := strings.Cut(line, ": ")
 		facts = append(facts, Fact{what, is})

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,6 +15,7 @@ import (
 	"nha/attention"
 	"nha/backend"
 	"nha/bench"
+	"nha/model"
 )
 
 // measurement is what a verb under bench runs once its flags are read.
@@ -23,21 +26,31 @@ type measurement interface {
 
 func newBench() *cobra.Command {
 	c := &cobra.Command{
-		Use: "bench", Short: "Measure speed: matrix products, the operator, training, decoding",
+		Use: "bench", Short: "Measure speed: matrix products, the operator, training, decoding, curves",
 		Long: "Bench prints medians, one line for every combination of the sizes given. The environment variable NHA_CPU forces an\n" +
 			"instruction set of the cpu backend.",
 		Example: "  nha bench gemm\n  nha bench decode --model runs/small --json",
 		Args:    noVerb,
 		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newBenchGEMM(), newBenchOperator(), newBenchTrain(), newBenchDecode(), newBenchPrefill())
+	c.AddCommand(newBenchGEMM(), newBenchOperator(), newBenchTrain(), newBenchDecode(), newBenchPrefill(), newBenchCurves())
 	return c
 }
 
-// measure checks, opens the backend and prints the rows.
+// measure checks, opens the backend and prints the rows as they come.
 func measure(c *cobra.Command, m measurement, err error) error {
-	if err == nil {
-		err = m.Check()
+	return measureAll(c, []measurement{m}, "", err)
+}
+
+// measureAll measures one after the other, and prints the rows as they come or, with a format, as one table at the end.
+func measureAll(c *cobra.Command, list []measurement, format string, err error) error {
+	if err == nil && format != "" {
+		err = checkFormat(format)
+	}
+	for _, m := range list {
+		if err == nil {
+			err = m.Check()
+		}
 	}
 	if err != nil {
 		return usageError{err}
@@ -47,11 +60,71 @@ func measure(c *cobra.Command, m measurement, err error) error {
 		return err
 	}
 	defer b.Close()
-	emit := func(row any) error { return printJSON(c, row) }
-	if !flags.json {
-		emit = (&bench.Table{W: c.OutOrStdout()}).Row
+	var table bench.Ranking
+	emit := (&bench.Table{W: c.OutOrStdout()}).Row
+	switch {
+	case flags.json:
+		emit = func(row any) error { return printJSON(c, row) }
+	case format != "":
+		emit = table.Row
 	}
-	return m.Run(c.Context(), b, emit)
+	for _, m := range list {
+		if err := m.Run(c.Context(), b, emit); err != nil {
+			return err
+		}
+	}
+	if flags.json {
+		return nil
+	}
+	return table.Write(c.OutOrStdout(), format)
+}
+
+// checkFormat refuses what bench.Ranking does not write.
+func checkFormat(format string) error {
+	if !slices.Contains(bench.Formats, format) {
+		return fmt.Errorf("--format %s: choose one of %s", format, strings.Join(bench.Formats, ", "))
+	}
+	return nil
+}
+
+// comparison are the flags of a verb that measures several models and gives one table.
+type comparison struct {
+	models       []string
+	size, format string
+}
+
+func (k *comparison) flags(f *pflag.FlagSet) {
+	f.StringSliceVar(&k.models, "model", []string{"nha"}, "presets (nha, gsa, window, transformer) with random weights, or models; they may also follow the verb")
+	f.StringVar(&k.format, "format", "", "one table at the end, sorted, the best in bold: "+strings.Join(bench.Formats, ", ")+"; empty: rows as they come, markdown for several models")
+}
+
+// measure makes a measurement of every model.
+func (k *comparison) measure(c *cobra.Command, args []string, s bench.ModelSize, of func(model string, s bench.ModelSize) measurement) error {
+	var err error
+	if len(args) > 0 {
+		if c.Flags().Changed("model") {
+			err = errors.New("give the models after the verb or with --model, not both")
+		}
+		k.models = args
+	}
+	if len(k.models) > 1 && k.format == "" {
+		k.format = bench.Formats[0]
+	}
+	var list []measurement
+	for _, name := range k.models {
+		shape := s
+		if bad := sizeOf(c, &shape, k.size, name); err == nil {
+			err = bad
+		}
+		path := name
+		if !bench.IsPreset(name) && err == nil { // org/name of the cache
+			if found, bad := model.Find(name); bad == nil {
+				path = found
+			}
+		}
+		list = append(list, of(path, shape))
+	}
+	return measureAll(c, list, k.format, err)
 }
 
 func timingFlag(f *pflag.FlagSet, t *bench.Timing) {
@@ -231,20 +304,23 @@ func printProfile(list []backend.OpTime) {
 
 func newBenchDecode() *cobra.Command {
 	var o bench.Decode
-	var size string
+	var k comparison
 	c := &cobra.Command{
-		Use: "decode", Short: "Decode steps: milliseconds, tokens/s, memory, share of the read bandwidth",
+		Use: "decode [MODEL...]", Short: "Decode steps: milliseconds, tokens/s, memory, share of the read bandwidth",
 		Long: "Decode measures steps of one token a session at some depth, with states that are filled, not read in. read_bytes is what a\n" +
 			"step must read (weights that multiply, states); bandwidth_bytes_per_s is a streaming sum on all processors just before.",
-		Example: "  nha bench decode --size 135m --dtype float32,bfloat16 --depth 128,131072\n  nha bench decode --model runs/small --batch 1,8 --json",
-		Args:    exactly(),
-		RunE: func(c *cobra.Command, _ []string) error {
-			return measure(c, &o, sizeOf(c, &o.Size, size, o.Model))
+		Example: "  nha bench decode --size 135m --dtype float32,bfloat16 --depth 128,131072\n  nha bench decode runs/nha runs/transformer --batch 1,8 --format markdown",
+		RunE: func(c *cobra.Command, args []string) error {
+			return k.measure(c, args, o.Size, func(model string, s bench.ModelSize) measurement {
+				one := o
+				one.Model, one.Size = model, s
+				return &one
+			})
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.Model, "model", "nha", "a preset (nha, gsa, window, transformer) with random weights, or a model directory")
-	modelFlags(f, &o.Size, &size, "large")
+	k.flags(f)
+	modelFlags(f, &o.Size, &k.size, "large")
 	f.StringSliceVar(&o.DTypes, "dtype", nil, "types of the weights: float32, bfloat16, float16; without it as a directory stores them, float32 for a preset")
 	f.IntSliceVar(&o.Batches, "batch", []int{1}, "sessions in a step")
 	f.IntSliceVar(&o.Depths, "depth", []int{128}, "tokens that each session has read before")
@@ -254,19 +330,22 @@ func newBenchDecode() *cobra.Command {
 
 func newBenchPrefill() *cobra.Command {
 	var o bench.Prefill
-	var size string
+	var k comparison
 	c := &cobra.Command{
-		Use: "prefill", Short: "Reading a prompt: tokens/s, time to the first new token",
+		Use: "prefill [MODEL...]", Short: "Reading a prompt: tokens/s, time to the first new token",
 		Long:    "Prefill measures how long a prompt takes, from an empty state to the logits after its last token.",
-		Example: "  nha bench prefill --model runs/small --tokens 128,512,2048\n  nha bench prefill --size 135m --windows full --json",
-		Args:    exactly(),
-		RunE: func(c *cobra.Command, _ []string) error {
-			return measure(c, &o, sizeOf(c, &o.Size, size, o.Model))
+		Example: "  nha bench prefill runs/nha runs/transformer --tokens 128,512,2048\n  nha bench prefill --size 135m --windows full --json",
+		RunE: func(c *cobra.Command, args []string) error {
+			return k.measure(c, args, o.Size, func(model string, s bench.ModelSize) measurement {
+				one := o
+				one.Model, one.Size = model, s
+				return &one
+			})
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.Model, "model", "nha", "a preset (nha, gsa, window, transformer) with random weights, or a model")
-	modelFlags(f, &o.Size, &size, "large")
+	k.flags(f)
+	modelFlags(f, &o.Size, &k.size, "large")
 	f.StringSliceVar(&o.DTypes, "dtype", nil, "types of the weights: float32, bfloat16, float16; without it as a model stores them, float32 for a preset")
 	f.IntSliceVar(&o.Tokens, "tokens", []int{128, 512, 2048}, "lengths of prompts")
 	f.IntVar(&o.Chunk, "chunk", 0, "tokens read at a time; 0: as generation does")

@@ -114,7 +114,7 @@ func newRoot() *cobra.Command {
 		}
 		return windowsFromFile(c)
 	}
-	root.AddCommand(newVersion(), newDoctor(), newInspect(), newConvert(), newTokenizer(), newTrain(), newGenerate(), newChat(), newDemo(), newEval(), newBench(), newHybridize(), newTune())
+	root.AddCommand(newVersion(), newDoctor(), newInspect(), newConvert(), newTokenizer(), newTrain(), newGenerate(), newChat(), newDemo(), newEval(), newBench(), newHybridize(), newTune(), newReport())
 	root.SetHelpCommand(newHelp())
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {
