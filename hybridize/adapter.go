@@ -136,7 +136,7 @@ func (a *Adapter) fill(s weights.Source) error {
 	for _, full := range s.Names() {
 		name, ok := strings.CutPrefix(full, adapterPrefix)
 		if !ok {
-			return fmt.Errorf("tensor %s: adapters name their tensors %s...", full, adapterPrefix)
+			return fmt.Errorf("tensor %s: the names of an adapter begin with %s", full, adapterPrefix)
 		}
 		view, _ := s.Tensor(full)
 		if !view.DType.Float() {

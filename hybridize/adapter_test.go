@@ -96,7 +96,7 @@ func TestAdapterRefusals(t *testing.T) {
 		t.Errorf("another rank: %v", err)
 	}
 	stem := "base_model.model.model.layers.0.self_attn.q_proj"
-	for name, want := range map[string]string{stem + ".lora_A.weight": "no lora_B", stem + ".lora_B.weight": "no lora_A", "lora_A.weight": "adapters name their tensors"} {
+	for name, want := range map[string]string{stem + ".lora_A.weight": "no lora_B", stem + ".lora_B.weight": "no lora_A", "lora_A.weight": "the names of an adapter begin"} {
 		if err := weights.Write(filepath.Join(dir, "adapter_model.safetensors"), nil, []weights.Named{{Name: name, Tensor: tensor.FromF32(make([]float32, 9), 3, 3)}}); err != nil {
 			t.Fatal(err)
 		}
