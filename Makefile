@@ -37,4 +37,7 @@ arm64: ## the kernels' tests for linux/arm64 under qemu-user
 eval-truth: ## nha eval beside lm-evaluation-harness on a tiny model; needs Python and PyPI once
 	scripts/eval-truth/run
 
-.PHONY: eval-truth build test generate bench lint families-truth gguf-truth fuzz cross arm64
+page-test: ## the pages of bench and report in a headless Chromium (Debian's package, installed where it is missing), a minute
+	scripts/page-test/run
+
+.PHONY: page-test eval-truth build test generate bench lint families-truth gguf-truth fuzz cross arm64
