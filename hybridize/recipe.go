@@ -3,6 +3,7 @@ package hybridize
 import (
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path"
 	"slices"
@@ -41,7 +42,7 @@ type Data struct {
 	Files  []string `toml:"files"`
 	Kind   string   `toml:"kind"`   // text: running text; chat: {"messages": [...]} lines under the model's template, the loss on answers alone
 	Field  string   `toml:"field"`  // JSONL field or parquet column of text
-	Weight float64  `toml:"weight"` // part of the rows, relative to the other sources
+	Weight float64  `toml:"weight"` // part of the batches, relative to the other sources; 0: 1
 }
 
 // StageKind is what a stage makes small.
@@ -86,7 +87,7 @@ func DefaultStages() []Stage {
 
 func newStage() Stage {
 	s := Stage{Settings: train.DefaultSettings()}
-	s.Beta2, s.WeightDecay = 0.95, 0
+	s.Beta2, s.WeightDecay, s.DivergeRatio = 0.95, 0, 2
 	return s
 }
 
@@ -131,6 +132,9 @@ func parseRecipe(text string) (Recipe, error) {
 		if err := m.PrimitiveDecode(p, &s); err != nil {
 			return Recipe{}, err
 		}
+		if s.Steps != 0 && s.Tokens != 0 {
+			return Recipe{}, fmt.Errorf("stage %d: steps %d and tokens %d: give one of them", len(r.Stages)+1, s.Steps, s.Tokens)
+		}
 		r.Stages = append(r.Stages, s)
 	}
 	if unknown := m.Undecoded(); len(unknown) > 0 {
@@ -147,17 +151,17 @@ func (r *Recipe) Check() error {
 	switch {
 	case r.Slots < 1:
 		return fmt.Errorf("slots %d: must be at least 1", r.Slots)
-	case r.Context < 2:
-		return fmt.Errorf("context %d: must be at least 2 tokens", r.Context)
-	case r.Batch < 1:
-		return fmt.Errorf("batch %d: must be at least 1", r.Batch)
+	case r.Context < 2 || r.Context > 1<<30:
+		return fmt.Errorf("context %d: must be from 2 to %d tokens", r.Context, 1<<30)
+	case r.Batch < 1 || r.Batch > 1<<30/r.Context:
+		return fmt.Errorf("batch %d: must be at least 1, and at most %d tokens in all", r.Batch, 1<<30)
 	}
 	for i := range r.Data {
 		if err := r.Data[i].check(); err != nil {
 			return fmt.Errorf("data %d: %w", i+1, err)
 		}
 	}
-	if len(r.LoRA.Targets) > 0 && (r.LoRA.Rank < 1 || r.LoRA.Alpha <= 0) {
+	if len(r.LoRA.Targets) > 0 && (r.LoRA.Rank < 1 || !(r.LoRA.Alpha > 0) || math.IsInf(r.LoRA.Alpha, 0)) {
 		return fmt.Errorf("lora: rank %d and alpha %v must be positive", r.LoRA.Rank, r.LoRA.Alpha)
 	}
 	for i := range r.Stages {
@@ -183,7 +187,7 @@ func (d *Data) check() error {
 		return fmt.Errorf("files is empty: name the text to train on")
 	case d.Kind != textKind && d.Kind != chatKind:
 		return fmt.Errorf("kind %q: use text or chat", d.Kind)
-	case d.Weight < 0:
+	case !(d.Weight > 0) || math.IsInf(d.Weight, 0):
 		return fmt.Errorf("weight %v: must be positive", d.Weight)
 	}
 	return nil
@@ -196,7 +200,7 @@ func (s *Stage) check(tokensOfBatch int) error {
 		return fmt.Errorf("kind %q: use transfer, next_token or distill", s.Kind)
 	}
 	switch {
-	case s.Mix < 0 || s.Mix != 0 && s.Kind != Distill:
+	case !(s.Mix >= 0) || math.IsInf(s.Mix, 0) || s.Mix != 0 && s.Kind != Distill:
 		return fmt.Errorf("mix %v: a part of the next-token loss in a distill stage, 0 or more", s.Mix)
 	case s.TopK < 0 || s.TopK != 0 && s.Kind != Distill:
 		return fmt.Errorf("top_k %d: words of the base to cache in a distill stage, 0 or more", s.TopK)
@@ -204,7 +208,7 @@ func (s *Stage) check(tokensOfBatch int) error {
 		return fmt.Errorf("tokens %d: must be 0 or more", s.Tokens)
 	}
 	if s.Tokens > 0 {
-		s.Steps = max(1, int(s.Tokens/int64(tokensOfBatch*max(1, s.Accumulation))))
+		s.Steps = max(1, int(s.Tokens/int64(tokensOfBatch)/int64(max(1, s.Accumulation))))
 	}
 	return s.Settings.Resolve()
 }

@@ -21,7 +21,8 @@ import (
 type text struct {
 	parts       []textPart
 	datasets    []*data.Dataset
-	held        *data.View    // nil: nothing is held out
+	held        *data.View    // running text held out; nil: there is none
+	heldChats   []model.Batch // held out where all the text is chats
 	calibration []model.Batch // a little of it, in rows of the context
 }
 
@@ -97,6 +98,11 @@ func (c *conversion) openText(ctx context.Context) (_ *text, err error) {
 		}
 		t.parts = append(t.parts, p)
 	}
+	for i := range t.parts {
+		if p := &t.parts[i]; t.held == nil && p.chats != nil {
+			t.heldChats = append(t.heldChats, p.chats.holdOut(c.Seed)...)
+		}
+	}
 	return t, t.calibrate(c)
 }
 
@@ -150,7 +156,7 @@ func (t *text) fingerprint() string {
 	for _, p := range t.parts {
 		f := ""
 		if p.chats != nil {
-			f = p.chats.fingerprint()
+			f = p.chats.hash
 		} else {
 			f = p.view.Fingerprint()
 		}
@@ -159,9 +165,25 @@ func (t *text) fingerprint() string {
 	return strings.Join(list, " ")
 }
 
-// heldBatches are rows of the held-out text, always the same.
+// heldName is what heldBatches are of, for people.
+func (t *text) heldName() string {
+	switch {
+	case t.held != nil:
+		return "held-out text"
+	case len(t.heldChats) > 0:
+		return "held-out chats"
+	case len(t.parts) > 0:
+		return "the training text"
+	}
+	return "text that the base wrote"
+}
+
+// heldBatches are rows to measure on, always the same.
 func (t *text) heldBatches(context int) ([]model.Batch, error) {
-	if t.held == nil {
+	switch {
+	case len(t.heldChats) > 0:
+		return t.heldChats, nil
+	case t.held == nil:
 		return t.calibration, nil
 	}
 	l, err := data.NewLoader(t.held, data.LoaderOptions{Context: context, Batch: 1, Once: true})
@@ -177,9 +199,26 @@ func (t *text) heldBatches(context int) ([]model.Batch, error) {
 		list = append(list, model.Batch{Tokens: from.Tokens, Targets: from.Targets, Lengths: from.Lengths})
 	}
 	if len(list) == 0 {
-		return nil, errors.New("the held-out text is empty")
+		return nil, errors.New("validation: the held-out text is empty: name a longer one")
 	}
 	return list, nil
+}
+
+// meanLoss is the next-token loss of a model over some rows, nats a token.
+func meanLoss(ctx context.Context, m *model.Model, t *autograd.Tape, batches []model.Batch) (float64, error) {
+	recording := t.Recording()
+	t.Record(false)
+	defer func() { t.Reset(); t.Record(recording) }()
+	loss, predicted := 0.0, 0
+	for i := range batches {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		t.Reset()
+		sum, n := m.Loss(t, &batches[i], 0)
+		loss, predicted = loss+sum, predicted+n
+	}
+	return loss / float64(predicted), nil
 }
 
 // write is a text that the base writes itself, sampled as it predicts: what its layers see of the world, where nothing else is at hand.

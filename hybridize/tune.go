@@ -281,17 +281,9 @@ func (t *tuner) measure(ctx context.Context, w model.Windows) (q Quality, err er
 	if err := t.place(w); err != nil {
 		return q, err
 	}
-	predicted := 0
-	for i := range t.batches {
-		if err := ctx.Err(); err != nil {
-			return q, err
-		}
-		t.tape.Reset()
-		sum, n := t.m.Loss(t.tape, &t.batches[i], 0)
-		q.Loss, predicted = q.Loss+sum, predicted+n
+	if q.Loss, err = meanLoss(ctx, t.m, t.tape, t.batches); err != nil {
+		return q, err
 	}
-	t.tape.Reset()
-	q.Loss /= float64(predicted)
 	if t.RecallLength == 0 {
 		q.Recall = 1
 		return q, nil

@@ -20,8 +20,10 @@ type LoadOptions struct {
 	Share   *Model                 // the model whose frozen tensors this one takes instead of loading them; it must stay open
 	Shares  func(name string) bool // which of them, those that are the same in both files; nil: all
 	Windows string                 // a pattern that replaces the model's windows (SPEC 2); empty: as stored
-	Cache   tensor.DType           // of the keys and values in decode states: F16 halves their memory on the cpu backends. None: F16 for quantised weights on backend cpu, else the backend's type
-	Hybrid  *Hybrid                // makes a hybrid of a pretrained model: its gates are zero, for the caller to set
+	// Cache is the type of the keys and values in decode states: F16 halves their memory on the cpu backends. None: F16 for quantised weights
+	// on backend cpu, else the backend's type.
+	Cache  tensor.DType
+	Hybrid *Hybrid // makes a hybrid of a pretrained model: its gates are zero, for the caller to set
 }
 
 func (o *LoadOptions) trains(name string) bool {
@@ -60,16 +62,24 @@ func isLoRA(name string) bool {
 	return strings.HasSuffix(name, loraA) || strings.HasSuffix(name, loraB)
 }
 
-// specs are the tensors that it adds, in the order of the projections.
-func (l *LoRA) specs(c *Config) (list []weights.Spec) {
+// Projections are the weights that it updates in a model: of the targets, the matrices of layers, experts and their routers left out.
+func (l *LoRA) Projections(c *Config) (list []weights.Spec) {
 	if l == nil {
 		return nil
 	}
 	for _, s := range c.Specs() {
 		if s.Shape.Rank() == 2 && strings.HasPrefix(s.Name, "model.layers.") && l.Targets(s.Name) && !c.ofExperts(s.Name) {
-			a, b := loraNames(s.Name)
-			list = append(list, weights.Spec{Name: a, Shape: tensor.Of(l.Rank, s.Shape.Dim(1))}, weights.Spec{Name: b, Shape: tensor.Of(s.Shape.Dim(0), l.Rank)})
+			list = append(list, s)
 		}
+	}
+	return list
+}
+
+// specs are the tensors that it adds, in the order of the projections.
+func (l *LoRA) specs(c *Config) (list []weights.Spec) {
+	for _, s := range l.Projections(c) {
+		a, b := loraNames(s.Name)
+		list = append(list, weights.Spec{Name: a, Shape: tensor.Of(l.Rank, s.Shape.Dim(1))}, weights.Spec{Name: b, Shape: tensor.Of(s.Shape.Dim(0), l.Rank)})
 	}
 	return list
 }
