@@ -11,6 +11,7 @@ import (
 	"hash/fnv"
 	"io"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -92,9 +93,10 @@ func keepTeacher(ctx context.Context, path string, head keptHead, base *model.Mo
 	})
 }
 
+// differs says which key of b has another value in a; "": none.
 func differs(a, b map[string]string) string {
-	for k, v := range b {
-		if a[k] != v {
+	for _, k := range slices.Sorted(maps.Keys(b)) {
+		if v := b[k]; a[k] != v {
 			return fmt.Sprintf("%s was %q, is %q", k, a[k], v)
 		}
 	}
@@ -119,7 +121,9 @@ func writeTop(w io.Writer, t *autograd.Tape, base *model.Model, b *model.Batch, 
 		t.Keep(mark, nil)
 		for r := range to - from {
 			row := host.F32()[r*vocabulary : (r+1)*vocabulary]
-			top(row, order, ids[(from+r)*k:(from+r+1)*k], logq[(from+r)*k:(from+r+1)*k])
+			if !top(row, order, ids[(from+r)*k:(from+r+1)*k], logq[(from+r)*k:(from+r+1)*k]) {
+				return fmt.Errorf("the base's logits are not finite at token %d of a batch: is the model whole?", from+r)
+			}
 		}
 	}
 	for _, part := range []any{tokensHash(b.Tokens), uint64(n), ids, logq} {
@@ -130,12 +134,15 @@ func writeTop(w io.Writer, t *autograd.Tape, base *model.Model, b *model.Batch, 
 	return nil
 }
 
-// top fills ids and logq with the likeliest words of a row of logits.
-func top(row []float32, order, ids []int32, logq []float32) {
+// top fills ids and logq with the likeliest words of a row of logits; false: there is none, since some logit is no number. order is scratch
+// as long as the row.
+func top(row []float32, order, ids []int32, logq []float32) bool {
 	largest, sum := slices.Max(row), 0.0
-	for i, v := range row {
+	for _, v := range row {
 		sum += math.Exp(float64(v - largest))
-		order[i] = int32(i)
+	}
+	if math.IsNaN(sum) {
+		return false
 	}
 	// Of many words few are near the top: they alone are sorted.
 	k := len(ids)
@@ -151,6 +158,7 @@ func top(row []float32, order, ids []int32, logq []float32) {
 		ids[i] = near[i]
 		logq[i] = float32(float64(row[near[i]]-largest) - math.Log(sum))
 	}
+	return true
 }
 
 // nth is the k-th largest of row.
@@ -175,10 +183,10 @@ func readKeptHead(path string) (h keptHead, offset int64, err error) {
 	defer f.Close()
 	line, err := bufio.NewReaderSize(f, 1<<16).ReadBytes('\n')
 	if err != nil {
-		return h, 0, fmt.Errorf("%s: no kept teacher: %w", path, err)
+		return h, 0, fmt.Errorf("%s: no kept teacher: %w: remove it to make it anew", path, err)
 	}
 	if err := json.Unmarshal(line, &h); err != nil {
-		return h, 0, fmt.Errorf("%s: no kept teacher: %w", path, err)
+		return h, 0, fmt.Errorf("%s: no kept teacher: %w: remove it to make it anew", path, err)
 	}
 	return h, int64(len(line)), nil
 }

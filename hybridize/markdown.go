@@ -59,7 +59,7 @@ func (r *Report) markdown() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("# %s, hybridised\n", filepath.Base(strings.TrimRight(r.Base, "/")))
-	line("Base %s (hash %.12s), windows `%s`, %d slots, on %s. %.0f s in all.\n", r.Base, r.BaseHash, r.Windows, r.Slots, r.Backend, r.Seconds)
+	line("Base %s (hash %.12s), windows `%s`, %d slots, on %s. %.0f s of training.\n", r.Base, r.BaseHash, r.Windows, r.Slots, r.Backend, r.Seconds)
 	line("    %s\n", r.Command)
 	line("## Stages\n")
 	line("| stage | parameters | steps | tokens | seconds | loss | KL to the base | perplexity |")
@@ -67,7 +67,7 @@ func (r *Report) markdown() string {
 	for _, s := range r.Stages {
 		line("| %s | %d | %d | %d | %.0f | %.4g | %.4f | %.3f |", s.Kind, s.Parameters, s.Steps, s.Tokens, s.Seconds, s.Loss, s.KL, s.Perplexity)
 	}
-	line("\nKL and perplexity are of held-out text after the stage.\n")
+	line("\nKL and perplexity are of %s, after the stage; the base's perplexity there is %.3f.\n", r.MeasuredOn, r.BasePerplexity)
 	if len(r.Tasks) > 0 {
 		line("## Tasks\n\n| task | metric | base | hybrid |\n|---|---|---|---|")
 		for _, t := range r.Tasks {

@@ -39,6 +39,8 @@ func newTransfer(student, base *model.Model, c *calibration) *transfer {
 func (s *transfer) objective(t *autograd.Tape, b *model.Batch, scale float64) []*autograd.Value {
 	s.tape.Reset()
 	s.losses = s.losses[:0]
+	// The trainer divides by the tokens with a target; all tokens count here.
+	share := float64(predicted(b)) / float64(len(b.Tokens))
 	walk(s.tape, s.base, b, func(layer int, x, y *autograd.Value) {
 		if s.weights[layer] == 0 {
 			return
@@ -46,7 +48,7 @@ func (s *transfer) objective(t *autograd.Tape, b *model.Batch, scale float64) []
 		mark := t.Mark()
 		own := s.student.Attention(t, layer, b, autograd.Parameter(x.Tensor, tensor.Tensor{}), nil)
 		t.Keep(mark, own)
-		s.losses = append(s.losses, t.SquaredError(own, y.Tensor, s.weights[layer], scale))
+		s.losses = append(s.losses, t.SquaredError(own, y.Tensor, share*s.weights[layer], scale))
 	}, nil)
 	return s.losses
 }
@@ -60,7 +62,7 @@ func (s *transfer) errors(t *autograd.Tape, b *model.Batch) []float64 {
 	list := make([]float64, len(s.weights))
 	losses := s.objective(t, b, 0)
 	for i, layer := range s.layers {
-		list[layer] = t.Sum(losses[i]) * float64(len(s.layers)) / float64(len(b.Tokens))
+		list[layer] = t.Sum(losses[i]) * float64(len(s.layers)) / float64(predicted(b))
 	}
 	return list
 }
@@ -102,13 +104,17 @@ func (d *distill) divergence(t *autograd.Tape, b *model.Batch) (kl, nll float64)
 	t.Reset()
 	d.tape.Reset()
 	n, k := d.student.Distill(t, b, d.base.Teach(d.tape, b), 0, 0)
-	predicted := 0
+	return t.Sum(k) / float64(predicted(b)), t.Sum(n) / float64(predicted(b))
+}
+
+// predicted is the number of tokens with a target.
+func predicted(b *model.Batch) (n int) {
 	for _, id := range b.Targets {
 		if id >= 0 {
-			predicted++
+			n++
 		}
 	}
-	return t.Sum(k) / float64(predicted), t.Sum(n) / float64(predicted)
+	return n
 }
 
 func (d *distill) close() { d.tape.Close() }

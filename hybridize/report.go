@@ -3,6 +3,8 @@ package hybridize
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -18,19 +20,22 @@ import (
 
 // Report is what a conversion did and what it cost, as report.json holds it; report.md is for people (markdown.go).
 type Report struct {
-	Base     string        `json:"base"`
-	BaseHash string        `json:"base_hash"`
-	Out      string        `json:"out"`
-	Command  string        `json:"command"` // repeats it
-	Recipe   Recipe        `json:"recipe"`
-	Windows  string        `json:"windows"`
-	Slots    int           `json:"slots"`
-	Backend  string        `json:"backend"`
-	Seconds  float64       `json:"seconds"`
-	Stages   []StageReport `json:"stages"`
-	Layers   []LayerReport `json:"layers"`
-	Bytes    []Bytes       `json:"bytes"`
-	Tasks    []TaskNumber  `json:"tasks,omitempty"`
+	Base     string  `json:"base"`
+	BaseHash string  `json:"base_hash"`
+	Out      string  `json:"out"`
+	Command  string  `json:"command"` // repeats it
+	Recipe   Recipe  `json:"recipe"`
+	Windows  string  `json:"windows"`
+	Slots    int     `json:"slots"`
+	Backend  string  `json:"backend"`
+	Seconds  float64 `json:"seconds"` // of training
+	// What KL and perplexities are measured on, and the base's.
+	MeasuredOn     string        `json:"measured_on"`
+	BasePerplexity float64       `json:"base_perplexity"`
+	Stages         []StageReport `json:"stages"`
+	Layers         []LayerReport `json:"layers"`
+	Bytes          []Bytes       `json:"bytes"`
+	Tasks          []TaskNumber  `json:"tasks,omitempty"`
 }
 
 // StageReport is one stage; the first is the hybrid before any training.
@@ -41,7 +46,7 @@ type StageReport struct {
 	Tokens     int64     `json:"tokens"`
 	Seconds    float64   `json:"seconds"`
 	Loss       float64   `json:"loss"` // of the last steps, in the stage's own measure
-	KL         float64   `json:"kl"`   // KL(base || hybrid) on held-out text afterwards, nats a token
+	KL         float64   `json:"kl"`   // KL(base || hybrid) afterwards, nats a token
 	Perplexity float64   `json:"perplexity"`
 	Errors     []float64 `json:"errors"` // of every layer's attention on the base's own stream, relative (objectives.go); 0 in full layers
 }
@@ -68,7 +73,8 @@ type TaskNumber struct {
 }
 
 func newReport(c *conversion, hash string, hybrid *model.Config) *Report {
-	r := &Report{Base: c.Base, BaseHash: hash, Out: c.Out, Command: c.Command, Recipe: c.Recipe, Windows: hybrid.LayerWindows.String(), Slots: c.Slots, Backend: c.b.Name() + ": " + c.b.Describe()}
+	r := &Report{Base: c.Base, BaseHash: hash, Out: c.Out, Command: c.Command, Recipe: c.Recipe, Windows: hybrid.LayerWindows.String(), Slots: c.Slots, Backend: c.b.Name() + ": " + c.b.Describe(),
+		MeasuredOn: c.text.heldName()}
 	for _, n := range []int{2 << 10, 32 << 10, 128 << 10} {
 		r.Bytes = append(r.Bytes, Bytes{Tokens: n, State: hybrid.Account(n).StateBytes, KV: c.config.Account(n).StateBytes})
 	}
@@ -78,10 +84,26 @@ func newReport(c *conversion, hash string, hybrid *model.Config) *Report {
 	return r
 }
 
+// measureBase adds what the base is worth on the text to measure on.
+func (r *Report) measureBase(ctx context.Context, base *model.Model, c *conversion) error {
+	batches, err := c.text.heldBatches(c.Context)
+	if err != nil {
+		return err
+	}
+	t := autograd.New(base.Backend())
+	defer t.Close()
+	loss, err := meanLoss(ctx, base, t, batches)
+	r.BasePerplexity = math.Exp(loss)
+	return err
+}
+
 // resultName is what a stage's training leaves for the report, so that a conversion that goes on later still knows it.
 const resultName = "stage.json"
 
 func (r *stageRun) writeResult(result train.Result, parameters int) error {
+	if math.IsNaN(result.Loss) {
+		return errors.New("no loss of the last steps was finite: lower learning_rate or clip, or lengthen warmup")
+	}
 	s := StageReport{Kind: string(r.stage.Kind), Parameters: parameters, Steps: result.Steps, Tokens: result.Tokens, Seconds: result.Elapsed.Seconds(), Loss: result.Loss}
 	return atomicfile.WriteFile(filepath.Join(r.dir, resultName), 0o644, func(w io.Writer) error { return json.NewEncoder(w).Encode(s) })
 }
@@ -94,7 +116,7 @@ func readResult(dir string) (s StageReport, err error) {
 	return s, json.Unmarshal(text, &s)
 }
 
-// add adds a stage with what the held-out text says of the hybrid after it.
+// add adds a stage with what the text to measure on says of the hybrid after it.
 func (r *Report) add(run *stageRun, t *autograd.Tape, s StageReport) error {
 	batches, err := run.text.heldBatches(run.Context)
 	if err != nil {
@@ -110,6 +132,10 @@ func (r *Report) add(run *stageRun, t *autograd.Tape, s StageReport) error {
 		}
 	}
 	s.KL, s.Perplexity = kl, math.Exp(nll)
+	if x := s.KL + s.Perplexity; math.IsNaN(x) || math.IsInf(x, 0) {
+		return fmt.Errorf("%s: the hybrid is no use afterwards, KL %v and perplexity %v on %s: lower learning_rate, or begin with other gates", s.Kind, s.KL, s.Perplexity, r.MeasuredOn)
+	}
+	r.Seconds += s.Seconds
 	r.Stages = append(r.Stages, s)
 	return nil
 }

@@ -2,22 +2,16 @@ package hybridize
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
-	"time"
 
-	"nha/attention"
-	"nha/autograd"
 	"nha/backend"
 	"nha/convert"
-	"nha/data"
+	"nha/eval"
 	"nha/model"
 	"nha/tensor"
 	"nha/tokenizer"
@@ -78,7 +72,6 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 		return nil, err
 	}
 	defer c.text.close()
-	began := time.Now()
 	if err := c.start(ctx); err != nil {
 		return nil, err
 	}
@@ -87,7 +80,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 			return nil, fmt.Errorf("stage %d, %s: %w", i+1, c.Stages[i].Kind, err)
 		}
 	}
-	if err := c.finish(ctx, began); err != nil {
+	if err := c.finish(ctx); err != nil {
 		return nil, err
 	}
 	return c.report, nil
@@ -107,7 +100,8 @@ func (c *conversion) check() (err error) {
 	if c.Out == "" {
 		return errors.New("out: name a directory for the hybrid")
 	}
-	if _, err := os.Stat(c.Out); err == nil && !c.Force {
+	c.stages = filepath.Clean(c.Out) + ".stages"
+	if _, err := os.Stat(c.Out); err == nil && !c.Force && !c.began() {
 		return fmt.Errorf("%s exists: choose another name, or --force to replace it", c.Out)
 	}
 	hybrid := c.config
@@ -117,27 +111,37 @@ func (c *conversion) check() (err error) {
 	if k, m := hybrid.HeadDim, c.Slots; GateStart(c.Gates) != GateRandom && k%m != 0 && m%k != 0 {
 		return fmt.Errorf("slots %d: gates that start from the key rows want a number that divides the head size %d of %s, or a multiple of it; or gates random", m, k, c.Base)
 	}
-	names := specNames(&hybrid)
-	for i := range c.Stages {
-		chosen, err := c.selected(&hybrid, i)
-		if err != nil {
-			return fmt.Errorf("stage %d, %s: %w", i+1, c.Stages[i].Kind, err)
+	updated := c.lora().Projections(&hybrid)
+	if len(c.LoRA.Targets) > 0 {
+		if _, err := Select(specNames(&hybrid), c.LoRA.Targets); err != nil {
+			return fmt.Errorf("lora.targets: %w", err)
 		}
-		for name := range chosen {
-			if l := c.lora(); l != nil && l.Targets(name) {
-				return fmt.Errorf("stage %d, %s: %s trains as it is and through lora: name it in one of them", i+1, c.Stages[i].Kind, name)
-			}
+		if len(updated) == 0 {
+			return fmt.Errorf("lora.targets %q: no projection of a layer is among them: name some, such as q_proj", c.LoRA.Targets)
 		}
 	}
-	if len(c.LoRA.Targets) > 0 {
-		if _, err := Select(names, c.LoRA.Targets); err != nil {
-			return fmt.Errorf("lora.targets: %w", err)
+	for i, s := range c.Stages {
+		chosen, err := c.selected(&hybrid, i)
+		if err != nil {
+			return fmt.Errorf("stage %d, %s: %w", i+1, s.Kind, err)
+		}
+		for _, p := range updated {
+			if chosen[p.Name] {
+				return fmt.Errorf("stage %d, %s: %s trains as it is and through lora: name it in one of them", i+1, s.Kind, p.Name)
+			}
+		}
+		if s.TopK > hybrid.VocabSize {
+			return fmt.Errorf("stage %d, %s: top_k %d: the vocabulary of %s has %d words", i+1, s.Kind, s.TopK, c.Base, hybrid.VocabSize)
+		}
+	}
+	if len(c.Tasks) > 0 {
+		if _, err := eval.Select(c.Tasks); err != nil {
+			return err
 		}
 	}
 	if len(c.Stages) > 0 && len(c.Data) == 0 {
 		return errors.New("data: stages train on text; name files, or leave the stages out")
 	}
-	c.stages = filepath.Clean(c.Out) + ".stages"
 	return nil
 }
 
@@ -147,59 +151,6 @@ func (c *conversion) hybridize(config *model.Config) error {
 		return err
 	}
 	return config.ApplyWindows(c.Windows)
-}
-
-func specNames(c *model.Config) (names []string) {
-	for _, s := range c.Specs() {
-		names = append(names, s.Name)
-	}
-	return names
-}
-
-// gateName is the gate of a layer.
-func gateName(layer int) string { return fmt.Sprintf("model.layers.%d.self_attn.g_proj.weight", layer) }
-
-// selected are the tensors that stage i trains. The gate of a full layer is never read, and attention transfer leaves full
-// layers as the base has them.
-func (c *conversion) selected(hybrid *model.Config, i int) (map[string]bool, error) {
-	s := &c.Stages[i]
-	chosen := map[string]bool{}
-	if len(s.Train) == 0 {
-		return chosen, nil
-	}
-	list, err := Select(specNames(hybrid), s.Train)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range list {
-		layer := layerOf(name)
-		full := layer >= 0 && hybrid.LayerWindows[layer] == attention.Full
-		switch {
-		case full && (s.Kind == Transfer || name == gateName(layer)):
-		case s.Kind == Transfer && (layer < 0 || !strings.Contains(name, "self_attn") && !strings.Contains(name, "input_layernorm")):
-			return nil, fmt.Errorf("train: %s is not part of the attention", name)
-		default:
-			chosen[name] = true
-		}
-	}
-	if len(chosen) == 0 && len(c.LoRA.Targets) == 0 {
-		return nil, fmt.Errorf("nothing is left to train: every layer is full")
-	}
-	return chosen, nil
-}
-
-// layerOf is the layer that a tensor belongs to, -1 for none.
-func layerOf(name string) int {
-	rest, ok := strings.CutPrefix(name, "model.layers.")
-	if !ok {
-		return -1
-	}
-	number, _, _ := strings.Cut(rest, ".")
-	layer, err := strconv.Atoi(number)
-	if err != nil {
-		return -1
-	}
-	return layer
 }
 
 // start makes the hybrid as it is before training, in the first folder of the stages: the base's tensors and new gates.
@@ -232,8 +183,17 @@ func (c *conversion) start(ctx context.Context) error {
 		return err
 	}
 	c.report = newReport(c, hash, &hybrid)
+	if err := c.report.measureBase(ctx, base, c); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.stages, 0o777); err != nil {
+		return err
+	}
+	if err := c.claim(-1); err != nil {
+		return err
+	}
 	if !model.Exists(c.stageDir(-1)) {
-		if err := c.writeStart(base, &hybrid); err != nil {
+		if err := c.writeStart(ctx, base, &hybrid); err != nil {
 			return err
 		}
 	}
@@ -248,10 +208,7 @@ func (c *conversion) start(ctx context.Context) error {
 }
 
 // writeStart writes the base with its new gates.
-func (c *conversion) writeStart(base *model.Model, hybrid *model.Config) error {
-	if err := os.MkdirAll(c.stages, 0o777); err != nil {
-		return err
-	}
+func (c *conversion) writeStart(ctx context.Context, base *model.Model, hybrid *model.Config) error {
 	added := map[string]tensor.Tensor{}
 	for layer := range hybrid.NumHiddenLayers {
 		k, ok := base.Parameter(fmt.Sprintf("model.layers.%d.self_attn.k_proj.weight", layer))
@@ -261,198 +218,20 @@ func (c *conversion) writeStart(base *model.Model, hybrid *model.Config) error {
 		rows := gates(GateStart(c.Gates), base.Host(k, tensor.F32).F32(), c.base.means[layer], hybrid.NumKVHeads, hybrid.HeadDim, c.Slots, hybrid.HiddenSize, c.Seed, layer)
 		added[gateName(layer)] = tensor.FromF32(rows, hybrid.NumKVHeads*c.Slots, hybrid.HiddenSize)
 	}
-	_, err := convert.Model(c.path, c.stageDir(-1), convert.Options{DType: tensor.F32, Edit: &convert.Edit{Config: c.hybridize, Added: added}})
+	_, err := convert.Model(c.path, c.stageDir(-1), convert.Options{Context: ctx, DType: tensor.F32, Edit: &convert.Edit{Config: c.hybridize, Added: added}})
 	return err
 }
 
-// stageDir is where stage i leaves its model; -1: the start.
-func (c *conversion) stageDir(i int) string {
-	if i < 0 {
-		return filepath.Join(c.stages, "0-start")
-	}
-	return filepath.Join(c.stages, fmt.Sprintf("%d-%s", i+1, c.Stages[i].Kind))
-}
+// beganName is a file that says that what stands under Out is this conversion's, without its report yet.
+func (c *conversion) beganName() string { return filepath.Join(c.stages, "began-out") }
 
-// lora is what the model needs to know of the updates of low rank; nil: there are none.
-func (c *conversion) lora() *model.LoRA {
-	if len(c.LoRA.Targets) == 0 {
-		return nil
-	}
-	return &model.LoRA{Rank: c.LoRA.Rank, Seed: c.Seed, Targets: func(name string) bool {
-		return !strings.HasSuffix(name, ".g_proj.weight") && slices.ContainsFunc(c.LoRA.Targets, func(p string) bool { return matches(p, name) })
-	}}
-}
-
-// stage trains one stage, or finds that it is done.
-func (c *conversion) stage(ctx context.Context, i int) error {
-	s, dir := &c.Stages[i], c.stageDir(i)
-	hybrid := c.config
-	if err := c.hybridize(&hybrid); err != nil {
-		return err
-	}
-	chosen, err := c.selected(&hybrid, i)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o777); err != nil {
-		return err
-	}
-	from := c.stageDir(i - 1)
-	done := model.Exists(dir)
-	checkpoints, err := train.Checkpoints(dir)
-	switch {
-	case err != nil:
-		return err
-	case done:
-		from = dir
-	case len(checkpoints) > 0:
-		from = checkpoints[len(checkpoints)-1]
-	}
-	student, err := model.Load(from, c.b, model.LoadOptions{Train: true, Trains: func(name string) bool { return chosen[name] }, LoRA: c.lora()})
-	if err != nil {
-		return err
-	}
-	defer student.Close()
-	base, err := model.Load(c.path, c.b, model.LoadOptions{Share: student, Shares: func(name string) bool { return c.trained[name] == "" }})
-	if err != nil {
-		return err
-	}
-	defer base.Close()
-	run := &stageRun{conversion: c, stage: s, dir: dir, student: student, base: base, transfer: newTransfer(student, base, c.base), distill: newDistill(student, base, s.Mix)}
-	defer run.close()
-	if !done {
-		if err := run.train(ctx, i); err != nil {
-			return err
-		}
-	}
-	for name := range chosen {
-		c.trained[name] = dir
-	}
-	report, err := readResult(dir)
-	if err != nil {
-		return err
-	}
-	return run.measure(report)
-}
-
-// stageRun is one stage at work.
-type stageRun struct {
-	*conversion
-	stage         *Stage
-	dir           string
-	student, base *model.Model
-	transfer      *transfer
-	distill       *distill
-}
-
-func (r *stageRun) close() {
-	r.transfer.close()
-	r.distill.close()
-	if r.distill.kept != nil {
-		r.distill.kept.close()
-	}
-}
-
-func (r *stageRun) train(ctx context.Context, i int) error {
-	s := r.stage
-	settings := s.Settings
-	settings.LearningRateFactors = maps.Clone(settings.LearningRateFactors)
-	if _, set := settings.LearningRateFactors["lora_B"]; !set && len(r.LoRA.Targets) > 0 {
-		if settings.LearningRateFactors == nil {
-			settings.LearningRateFactors = map[string]float64{}
-		}
-		settings.LearningRateFactors["lora_B"] = r.LoRA.Alpha / float64(r.LoRA.Rank)
-	}
-	identity, err := r.identity(i)
-	if err != nil {
-		return err
-	}
-	source, err := r.text.source(r.Seed+uint64(i), r.Context, r.Batch)
-	if err != nil {
-		return err
-	}
-	if s.Kind == Distill && s.TopK > 0 {
-		if err := r.keep(ctx, i, identity); err != nil {
-			return err
-		}
-	}
-	ahead := train.NewAhead(source)
-	defer ahead.Close()
-	t, err := train.NewTrainer(r.student, settings, ahead)
-	if err != nil {
-		return err
-	}
-	defer t.Close()
-	t.Compiling = r.Reporter.Compiling
-	switch s.Kind {
-	case Transfer:
-		t.SetObjective(r.transfer.objective)
-	case Distill:
-		t.SetObjective(r.distill.objective)
-	}
-	trains, all := 0, 0
-	for _, p := range r.student.Parameters() {
-		trains += p.Value.Len()
-	}
-	for _, p := range r.student.Tensors() {
-		all += p.Value.Len()
-	}
-	r.Reporter.Notice(fmt.Sprintf("stage %d, %s: %d of %d parameters train, in %d tensors", i+1, s.Kind, trains, all, len(r.student.Parameters())))
-	l := &train.Loop{Trainer: t, Dir: r.dir, Identity: identity, Reporter: r.Reporter}
-	if r.text.held != nil {
-		l.Validate = func(ctx context.Context) (train.Validation, error) {
-			return train.Evaluate(ctx, r.student, t.Tape(), r.text.held, data.LoaderOptions{Context: r.Context, Batch: 1}, validationRows)
-		}
-	}
-	if err := l.Restore(); err != nil {
-		return err
-	}
-	result, err := l.Run(ctx)
-	if err != nil {
-		return err
-	}
-	return r.writeResult(result, trains)
-}
-
-// keep writes the base's words for the stage's batches, so that the base need not run beside the student.
-func (r *stageRun) keep(ctx context.Context, i int, identity map[string]string) error {
-	path := filepath.Join(r.dir, "teacher.top")
-	source, err := r.text.source(r.Seed+uint64(i), r.Context, r.Batch)
-	if err != nil {
-		return err
-	}
-	settings := r.stage.Settings
-	head := keptHead{K: r.stage.TopK, Batches: settings.Steps * max(1, settings.Accumulation), Identity: identity}
-	last := time.Now()
-	err = keepTeacher(ctx, path, head, r.base, source, func(done, total int) {
-		if time.Since(last) > 10*time.Second || done == total {
-			last = time.Now()
-			r.Reporter.Notice(fmt.Sprintf("keeping the base's %d likeliest words: %d of %d batches", r.stage.TopK, done, total))
-		}
-	})
-	if err != nil {
-		return err
-	}
-	r.distill.kept, err = openKept(path)
-	return err
-}
-
-// identity is what makes the result of a stage what it is.
-func (c *conversion) identity(i int) (map[string]string, error) {
-	stage, err := json.Marshal(c.Stages[i])
-	if err != nil {
-		return nil, err
-	}
-	lora, err := json.Marshal(c.LoRA)
-	if err != nil {
-		return nil, err
-	}
-	return map[string]string{"base": c.report.BaseHash, "windows": c.Windows, "slots": strconv.Itoa(c.Slots), "gates": c.Gates, "seed": strconv.FormatUint(c.Seed, 10),
-		"context": strconv.Itoa(c.Context), "batch": strconv.Itoa(c.Batch), "lora": string(lora), "stage": string(stage), "data": c.text.fingerprint()}, nil
+func (c *conversion) began() bool {
+	_, err := os.Stat(c.beganName())
+	return err == nil
 }
 
 // finish writes the hybrid, the adapter and the report, and removes the stages.
-func (c *conversion) finish(ctx context.Context, began time.Time) error {
+func (c *conversion) finish(ctx context.Context) error {
 	a, err := c.adapter()
 	if err != nil {
 		return err
@@ -470,7 +249,11 @@ func (c *conversion) finish(ctx context.Context, began time.Time) error {
 	if err != nil {
 		return err
 	}
-	if _, err := convert.Model(c.path, c.Out, convert.Options{DType: dtype, Force: c.Force, Edit: edit}); err != nil {
+	force := c.Force || c.began()
+	if err := os.WriteFile(c.beganName(), nil, 0o644); err != nil {
+		return err
+	}
+	if _, err := convert.Model(c.path, c.Out, convert.Options{Context: ctx, DType: dtype, Force: force, Edit: edit}); err != nil {
 		return err
 	}
 	if len(c.LoRA.Targets) > 0 {
@@ -482,7 +265,6 @@ func (c *conversion) finish(ctx context.Context, began time.Time) error {
 			return err
 		}
 	}
-	c.report.Seconds = time.Since(began).Seconds()
 	if err := c.report.measure(ctx, c); err != nil {
 		return err
 	}
@@ -511,13 +293,10 @@ func (c *conversion) adapter() (*Adapter, error) {
 			return nil, err
 		}
 	}
-	if l := c.lora(); l != nil && len(c.Stages) > 0 {
+	if len(c.Stages) > 0 {
 		last := c.stageDir(len(c.Stages) - 1)
-		for _, name := range specNames(&c.config) {
-			if !l.Targets(name) {
-				continue
-			}
-			stem := strings.TrimSuffix(name, weightSuffix)
+		for _, p := range c.lora().Projections(&c.config) {
+			name, stem := p.Name, strings.TrimSuffix(p.Name, weightSuffix)
 			pair := map[string]tensor.Tensor{}
 			for _, suffix := range []string{loraASuffix, loraBSuffix} {
 				if err := readInto(pair, last, stem+suffix); err != nil {
@@ -547,11 +326,4 @@ func readInto(into map[string]tensor.Tensor, dir, name string) error {
 	into[name] = tensor.New(tensor.F32, t.Shape)
 	tensor.Convert(into[name], t)
 	return nil
-}
-
-// measure adds a stage to the report, with how far the hybrid is from its base on held-out text.
-func (r *stageRun) measure(s StageReport) error {
-	t := autograd.New(r.b)
-	defer t.Close()
-	return r.report.add(r, t, s)
 }

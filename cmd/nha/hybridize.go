@@ -76,7 +76,8 @@ func newHybridize() *cobra.Command {
 				return json.NewEncoder(c.OutOrStdout()).Encode(r)
 			}
 			last := r.Stages[len(r.Stages)-1]
-			fmt.Fprintf(c.OutOrStdout(), "%s: windows %s, %d slots; KL to the base %.4f, perplexity %.3f on held-out text; %v. See %s/report.md\n", o.Out, r.Windows, r.Slots, last.KL, last.Perplexity,
+			fmt.Fprintf(c.OutOrStdout(), "%s: windows %s, %d slots; KL to the base %.4f, perplexity %.3f (the base %.3f) on %s; trained for %v. See %s/report.md\n", o.Out, r.Windows, r.Slots, last.KL,
+				last.Perplexity, r.BasePerplexity, r.MeasuredOn,
 				(time.Duration(r.Seconds * float64(time.Second))).Round(time.Second), o.Out)
 			return nil
 		},
@@ -105,10 +106,16 @@ func newHybridize() *cobra.Command {
 func commandLine() string {
 	words := []string{"nha"}
 	for _, a := range os.Args[1:] {
-		if strings.ContainsAny(a, " *\"'$&|<>()") {
-			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
-		}
-		words = append(words, a)
+		words = append(words, quoted(a))
 	}
 	return strings.Join(words, " ")
+}
+
+// quoted is a word as a shell reads it.
+func quoted(word string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,@%+"
+	if word != "" && strings.Trim(word, plain) == "" {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
