@@ -49,6 +49,25 @@ func tinyBase(t *testing.T) string {
 	return dir
 }
 
+// addBiases gives a base's query, key and value projections biases.
+func addBiases(t *testing.T, dir string) {
+	t.Helper()
+	var list []weights.Named
+	for name, x := range tensors(t, dir) {
+		list = append(list, weights.Named{Name: name, Tensor: x})
+		if stem, ok := strings.CutSuffix(name, "_proj.weight"); ok && strings.Contains("qkv", stem[len(stem)-1:]) {
+			b := tensor.New(tensor.F32, tensor.Of(x.Dim(0)))
+			for i := range b.F32() {
+				b.F32()[i] = 0.1 * float32(i%3-1)
+			}
+			list = append(list, weights.Named{Name: stem + "_proj.bias", Tensor: b})
+		}
+	}
+	if err := weights.Write(filepath.Join(dir, weights.FileName), nil, list); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func someText(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "text.txt")
