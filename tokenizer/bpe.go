@@ -2,7 +2,6 @@ package tokenizer
 
 import (
 	"bytes"
-	"errors"
 	"hash/maphash"
 	"slices"
 	"strings"
@@ -33,7 +32,8 @@ type BPE struct {
 	turnEnds       []int32 // of a GGUF: the ends of a turn that it names
 	hash           string
 
-	source, config []byte // the files, as they will be saved
+	source, config []byte      // the files, as they will be saved
+	gguf           *ggufOrigin // or what they are made of
 	cache          pieceCache
 	work           sync.Pool // of *mergeWork
 }
@@ -182,13 +182,17 @@ func (t *BPE) Ends() []int32 {
 	return slices.Compact(ends)
 }
 
-// Save writes the files that t was loaded from, byte for byte, or those that describe what Train made. A vocabulary of a GGUF
-// stays there: its merges by score have no tokenizer.json of the same ids.
+// Save writes the files that t was loaded from, byte for byte, those that describe what Train made, or those that say what a
+// GGUF's vocabulary does; where no tokenizer.json can, the error is an ErrNoJSON and nothing is written.
 func (t *BPE) Save(dir string) error {
-	if t.source == nil {
-		return errors.New("tokenizer: a GGUF's vocabulary cannot be saved as a tokenizer.json: keep the GGUF, or take the model's own tokenizer.json")
+	if t.gguf == nil {
+		return save(dir, t.source, t.config)
 	}
-	return save(dir, t.source, t.config)
+	source, config, err := t.describe()
+	if err != nil {
+		return err
+	}
+	return save(dir, source, config)
 }
 
 // pieceCache remembers the ids of pre-tokens: two places for each hash, a new pre-token replaces the one that its own

@@ -93,16 +93,16 @@ func (t Bytes) source() []byte {
 	}
 	if t.EndOfText {
 		d.vocab = append(d.vocab, EndOfText)
-		d.special = []int{endOfByteText}
+		d.special(endOfByteText)
 	}
-	return d.tokenizerJSON()
+	return d.byteLevel()
 }
 
 func (t Bytes) config() []byte {
 	if t.EndOfText {
-		return configJSON(EndOfText)
+		return configJSON(named{"eos_token", EndOfText})
 	}
-	return configJSON("")
+	return configJSON()
 }
 
 // A starter is a tokenizer that decodes the first token of a text in another way than the others.

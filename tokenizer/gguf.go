@@ -95,6 +95,7 @@ func FromGGUF(value func(key string) (any, bool)) (Tokenizer, error) {
 	if g.err != nil {
 		return nil, fmt.Errorf("the GGUF's vocabulary: %w", g.err)
 	}
+	t.gguf = g.origin()
 	t.hash = t.computeHash()
 	t.cache = newPieceCache()
 	return t, nil
@@ -107,6 +108,7 @@ type ggufVocab struct {
 	tokens []string
 	types  []int64
 	ids    map[string]int32
+	pre    string // the name of the pattern, byte-level only
 }
 
 func (g *ggufVocab) fail(key, format string, args ...any) {
@@ -310,20 +312,20 @@ func (g *ggufVocab) phi3(list []*addedToken) {
 
 // byteLevel builds the tokenizer of model "gpt2".
 func (g *ggufVocab) byteLevel(t *BPE) {
-	pre := "default"
+	g.pre = "default"
 	if _, ok := g.value(ggufKey + "pre"); ok {
-		pre = g.text("pre")
+		g.pre = g.text("pre")
 	}
-	name, ok := ggufNames[pre]
+	name, ok := ggufNames[g.pre]
 	if !ok {
-		g.fail("pre", "%q is not supported: %s are", pre, strings.Join(slices.Sorted(maps.Keys(ggufNames)), ", "))
+		g.fail("pre", "%q is not supported: %s are", g.pre, strings.Join(slices.Sorted(maps.Keys(ggufNames)), ", "))
 	}
 	merges := g.texts("merges")
 	if g.err != nil {
 		return
 	}
 	t.pre.stages = ggufPatterns[name]
-	if slices.Contains(ggufWhole, pre) {
+	if slices.Contains(ggufWhole, g.pre) {
 		t.whole = map[string]int32{}
 	}
 	for i := range t.byteIDs {
@@ -369,7 +371,7 @@ func (g *ggufVocab) byteLevel(t *BPE) {
 			t.merges.set(mergeRule{pair, int32(rank), ids[2]})
 		}
 	}
-	g.finish(t, -1, -1, slices.Contains(ggufBOS, pre))
+	g.finish(t, -1, -1, slices.Contains(ggufBOS, g.pre))
 }
 
 // sentencePiece builds the tokenizer of model "llama".

@@ -18,6 +18,9 @@ const (
 
 func pairOf(a, b int32) uint64 { return uint64(uint32(a))<<32 | uint64(uint32(b)) }
 
+// parts inverts pairOf.
+func (r mergeRule) parts() (a, b int32) { return int32(r.pair >> 32), int32(r.pair) }
+
 // mergeTable is a hash table from pairs to rules, open addressing, at most half full.
 type mergeTable struct {
 	slots []mergeRule

@@ -10,7 +10,11 @@
 //   - llama.cpp applies no normalizer (Qwen's NFC), and its contractions know no long s;
 //   - a SentencePiece token that merges in two ways: llama.cpp takes the leftmost, a tokenizer.json lists an order (chars.go);
 //   - bytes that are no token (SmolLM2 lacks some) are dropped before merging by Hugging Face, behind it by llama.cpp;
-//   - special tokens that overlap: Hugging Face finds the leftmost, llama.cpp the longest (added.go).
+//   - special tokens that overlap: Hugging Face finds the leftmost, llama.cpp the longest (added.go);
+//   - the white space that Phi-3's special tokens take along is ASCII in llama.cpp.
+//
+// Save writes a GGUF's vocabulary as the tokenizer.json of the model, with Qwen2's NFC, wherever there is one of the same ids but
+// for that list (ggufsave.go); what is loaded from there follows Hugging Face.
 //
 // Letters and numbers are those of Hugging Face's Unicode 16 for both; llama.cpp's tables are older. Decoding is exact where
 // llama.cpp tidies up spaces. A run of byte tokens that is no UTF-8 is U+FFFD for each broken part, in Hugging Face for each byte.

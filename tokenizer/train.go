@@ -68,7 +68,7 @@ func Train(ctx context.Context, documents iter.Seq2[string, error], o TrainOptio
 	}
 	d := description{vocab: vocab}
 	for i := range o.Special {
-		d.special = append(d.special, i)
+		d.special(i)
 	}
 	m := newMerger(&d, counts)
 	if err := m.run(ctx, o); err != nil {
@@ -79,7 +79,7 @@ func Train(ctx context.Context, documents iter.Seq2[string, error], o TrainOptio
 		eos = o.Special[0]
 	}
 	// The files are read back, so that what Train returns is what Load will give.
-	return parse(fileName, d.tokenizerJSON(), configName, configJSON(eos))
+	return parse(fileName, d.byteLevel(), configName, configJSON(named{"eos_token", eos}))
 }
 
 // startVocab returns the special tokens and the bytes.
