@@ -39,7 +39,8 @@ type Edit struct {
 // Result is what was written.
 type Result struct {
 	Tensors, Quantized int
-	Bytes              int64 // of model.safetensors
+	Bytes              int64  // of model.safetensors
+	Kept               string // why a GGUF's vocabulary was written as weights.VocabularyName and not as tokenizer.json; "" where it was not
 }
 
 // Quantizable reports whether a tensor is stored in blocks of type d when a model is quantised: a matrix whose rows are whole
@@ -65,8 +66,8 @@ type source interface {
 	weights.Source
 	// config is the text of its config.json.
 	config() ([]byte, error)
-	// writeRest writes all files of a model directory but the configuration and the weights.
-	writeRest(dir string) error
+	// writeRest writes all files of a model directory but the configuration and the weights, and says as Result.Kept does.
+	writeRest(dir string) (kept string, err error)
 }
 
 func openSource(path string) (source, error) {
@@ -153,7 +154,7 @@ func write(s source, dir string, o Options) (r Result, err error) {
 	if err := weights.WriteContext(o.Context, file, map[string]string{"format": "pt"}, list); err != nil {
 		return r, err
 	}
-	if err := s.writeRest(dir); err != nil {
+	if r.Kept, err = s.writeRest(dir); err != nil {
 		return r, err
 	}
 	info, err := os.Stat(file)

@@ -5,15 +5,18 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"nha/autograd"
 	"nha/backend"
 	_ "nha/backend/all"
+	"nha/chat"
 	"nha/model"
 	"nha/tensor"
 	"nha/weights"
@@ -110,7 +113,7 @@ func TestQuantize(t *testing.T) {
 				t.Errorf("%s is %v, want %v with its bytes", name, got.DType, want.DType)
 			}
 		}
-		if info, err := os.Stat(filepath.Join(dir, weights.FileName)); err != nil || r != (Result{len(from.Names()), quantized, info.Size()}) || quantized != 16 {
+		if info, err := os.Stat(filepath.Join(dir, weights.FileName)); err != nil || r != (Result{Tensors: len(from.Names()), Quantized: quantized, Bytes: info.Size()}) || quantized != 16 {
 			t.Errorf("%+v, %d quantised: %v", r, quantized, err)
 		}
 		for name, there := range map[string]bool{"tokenizer.json": true, "merges.txt": true, "LICENSE": true, "training.log": false} {
@@ -205,6 +208,66 @@ func TestGGUF(t *testing.T) {
 			if text, err := os.ReadFile(filepath.Join(dir, "chat_template.jinja")); string(text) != "{{ x }}" {
 				t.Errorf("template %q, %v", text, err)
 			}
+		}
+	}
+}
+
+// TestGGUFTokenizer: a vocabulary becomes a tokenizer.json of the same ids; one that none describes stays a GGUF's, and is said to.
+func TestGGUFTokenizer(t *testing.T) {
+	hf := filepath.Join(golden, "llama-tiny")
+	if _, err := os.Stat(hf); err != nil {
+		t.Skipf("%s is not here", hf)
+	}
+	tokens := []string{"Ġ", "th", "the", "Ġt", "Ġthe"}
+	for c := '!'; c <= '~'; c++ {
+		tokens = append(tokens, string(c))
+	}
+	for len(tokens) < 128 {
+		tokens = append(tokens, fmt.Sprintf("[PAD%d]", len(tokens)))
+	}
+	merges := []string{"t h", "th e", "Ġ t", "Ġ the"}
+	for _, pre := range []string{"llama-bpe", "falcon", "surprise"} {
+		file, err := gguftest.FromDirectory(hf, tensor.F32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for key, value := range map[string]any{"ggml.model": "gpt2", "ggml.pre": pre, "ggml.tokens": tokens, "ggml.merges": merges, "chat_template": "{{ x }}"} {
+			file.Pairs = append(file.Pairs, gguftest.Pair{Key: "tokenizer." + key, Value: value})
+		}
+		path, dir := filepath.Join(t.TempDir(), "model.gguf"), filepath.Join(t.TempDir(), "out")
+		if err := os.WriteFile(path, file.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r, err := Model(path, dir, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		known := pre == "llama-bpe"
+		for name, want := range map[string]bool{"tokenizer.json": known, "tokenizer_config.json": known, weights.VocabularyName: !known, "chat_template.jinja": !known} {
+			if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != want {
+				t.Errorf("%s: %s is there: %v, want %v", pre, name, err == nil, want)
+			}
+		}
+		if known != (r.Kept == "") || !known && !strings.Contains(r.Kept, pre) {
+			t.Errorf("%s: kept because %q", pre, r.Kept)
+		}
+		if template, err := chat.Load(dir); err != nil || template.Source() != "{{ x }}" {
+			t.Errorf("%s: the template: %v", pre, err)
+		}
+		if pre == "surprise" {
+			continue
+		}
+		want, err := model.Tokenizer(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := model.Tokenizer(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const text = "the then, other 42 {tt h} the"
+		if a, b := want.Encode(text), got.Encode(text); !slices.Equal(a, b) || len(a) >= len(text)-6 {
+			t.Errorf("%s: %v, want %v", pre, b, a)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"nha/tensor"
+	"nha/tokenizer"
 	"nha/weights"
 )
 
@@ -25,47 +26,56 @@ type dirSource struct {
 
 func (s dirSource) config() ([]byte, error) { return os.ReadFile(filepath.Join(s.dir, "config.json")) }
 
-func (s dirSource) writeRest(dir string) error {
+func (s dirSource) writeRest(dir string) (kept string, err error) {
 	for _, name := range passedOn {
 		text, err := os.ReadFile(filepath.Join(s.dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return err
+			return "", err
 		}
 		if err := writeFile(filepath.Join(dir, name), text); err != nil {
-			return err
+			return "", err
 		}
 	}
-	return nil
+	return "", nil
 }
 
-// ggufSource is a GGUF file: tokenizer, template and ids of special tokens are in its metadata. The tokenizer is passed on as llama.cpp
-// describes it, since no tokenizer.json says quite the same.
+// ggufSource is a GGUF file: tokenizer, template and ids of special tokens are in its metadata. The tokenizer is passed on as Hugging
+// Face's of the same ids or, where there is none, as llama.cpp describes it.
 type ggufSource struct{ *weights.GGUF }
 
 func (s ggufSource) config() ([]byte, error) { return s.Config() }
 
-func (s ggufSource) writeRest(dir string) error {
-	if text := s.ChatTemplate(); text != "" {
-		if err := writeFile(filepath.Join(dir, "chat_template.jinja"), []byte(text)); err != nil {
-			return err
-		}
-	}
+func (s ggufSource) writeRest(dir string) (kept string, err error) {
 	if g := s.generation(); len(g) > 0 {
 		text, err := json.MarshalIndent(g, "", "  ")
 		if err != nil {
-			return err
+			return "", err
 		}
 		if err := writeFile(filepath.Join(dir, "generation_config.json"), text); err != nil {
-			return err
+			return "", err
 		}
 	}
-	if _, ok := s.Value("tokenizer.ggml.model"); !ok {
-		return nil
+	if _, ok := s.Value("tokenizer.ggml.model"); ok {
+		t, unknown := tokenizer.FromGGUF(s.Value)
+		if unknown == nil {
+			err := t.Save(dir)
+			if err == nil || !errors.Is(err, tokenizer.ErrNoJSON) {
+				return "", err // with the template
+			}
+			unknown = err
+		}
+		kept = unknown.Error()
+		if err := s.WriteVocabulary(filepath.Join(dir, weights.VocabularyName)); err != nil {
+			return "", err
+		}
 	}
-	return s.WriteVocabulary(filepath.Join(dir, weights.VocabularyName))
+	if text := s.ChatTemplate(); text != "" {
+		return kept, writeFile(filepath.Join(dir, "chat_template.jinja"), []byte(text))
+	}
+	return kept, nil
 }
 
 // generation is what a generation_config.json says: the ids that begin a text, and all that end an answer.

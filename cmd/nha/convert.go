@@ -10,6 +10,7 @@ import (
 	"nha/hybridize"
 	"nha/model"
 	"nha/tensor"
+	"nha/weights"
 )
 
 // The words of --dtype and --quantize.
@@ -54,6 +55,9 @@ func newConvert() *cobra.Command {
 				return err
 			}
 			took := time.Since(started)
+			if r.Kept != "" {
+				fmt.Fprintf(c.ErrOrStderr(), "nha: the tokenizer lies in %s, which nha alone reads: %s\n", weights.VocabularyName, r.Kept)
+			}
 			if flags.json {
 				return printJSON(c, map[string]any{"model": args[1], "tensors": r.Tensors, "quantized": r.Quantized, "bytes": r.Bytes, "seconds": took.Seconds()})
 			}
