@@ -68,8 +68,9 @@ func ParseBudget(s string) (Budget, error) {
 	return b, nil
 }
 
-// Cost is the budget's unit for one layer at a window. times is a table of decoding steps, for a budget of milliseconds.
-func (b Budget) Cost(c *model.Config, times CostTable) (func(layer, window int) float64, error) {
+// Cost is the budget's unit for one layer at a window. times is a table of decoding steps with every window that is asked for, for a budget of
+// milliseconds.
+func (b Budget) Cost(c *model.Config, times CostTable) func(layer, window int) float64 {
 	switch b.Kind {
 	case FullLayers:
 		return func(_, window int) float64 {
@@ -77,7 +78,7 @@ func (b Budget) Cost(c *model.Config, times CostTable) (func(layer, window int) 
 				return 1
 			}
 			return 0
-		}, nil
+		}
 	case StateBytes:
 		return func(layer, window int) float64 {
 			op, err := c.Attention(layer, nil)
@@ -86,14 +87,9 @@ func (b Budget) Cost(c *model.Config, times CostTable) (func(layer, window int) 
 			}
 			op.Window = window
 			return float64(op.StateBytes(b.At, 4))
-		}, nil
-	}
-	for _, window := range times.windows() {
-		if _, ok := times.Step[window]; !ok {
-			return nil, fmt.Errorf("the cost table has no step at window %s", window)
 		}
 	}
-	return func(_, window int) float64 { return times.Step[windowName(window)] / float64(c.NumHiddenLayers) }, nil
+	return func(_, window int) float64 { return times.Step[windowName(window)] / float64(c.NumHiddenLayers) }
 }
 
 // CostTable is the time of a decoding step, in milliseconds, with all layers at one window. A layer's cost is its part of that:
@@ -103,15 +99,12 @@ type CostTable struct {
 	Backend string             `json:"backend"`
 	Depth   int                `json:"depth"`
 	Step    map[string]float64 `json:"step_ms"` // by window
-	wants   []string
 }
-
-func (t CostTable) windows() []string { return t.wants }
 
 func windowName(window int) string { return model.Windows{window}.String() }
 
-// MeasureCosts reads the table at path, measures what it lacks of the windows on b, and keeps it there. A table of another model, backend or depth
-// is an error.
+// MeasureCosts reads the table at path, measures what it lacks of the windows on b, and keeps each there once it is measured. A table of another
+// model, backend or depth is an error.
 func MeasureCosts(ctx context.Context, path, modelPath, hash string, b backend.Backend, depth int, windows []int) (CostTable, error) {
 	t := CostTable{Model: hash, Backend: b.Name() + ": " + b.Describe(), Depth: depth, Step: map[string]float64{}}
 	text, err := os.ReadFile(path)
@@ -119,17 +112,18 @@ func MeasureCosts(ctx context.Context, path, modelPath, hash string, b backend.B
 	case err == nil:
 		var old CostTable
 		if err := json.Unmarshal(text, &old); err != nil {
-			return t, fmt.Errorf("%s: no cost table: %w", path, err)
+			return t, fmt.Errorf("%s: no cost table: %w: remove it or name another", path, err)
 		}
 		if old.Model != t.Model || old.Backend != t.Backend || old.Depth != t.Depth {
 			return t, fmt.Errorf("%s was measured for another model, machine or depth (%d): remove it or name another", path, old.Depth)
 		}
-		t.Step = old.Step
+		if old.Step != nil {
+			t.Step = old.Step
+		}
 	case !errors.Is(err, fs.ErrNotExist):
 		return t, err
 	}
 	for _, w := range windows {
-		t.wants = append(t.wants, windowName(w))
 		if _, ok := t.Step[windowName(w)]; ok {
 			continue
 		}
@@ -141,9 +135,12 @@ func MeasureCosts(ctx context.Context, path, modelPath, hash string, b backend.B
 			t.Step[windowName(w)] = row.(bench.DecodeResult).StepMS
 			return nil
 		})
+		if err == nil {
+			err = atomicfile.WriteFile(path, 0o644, func(w io.Writer) error { return json.NewEncoder(w).Encode(t) })
+		}
 		if err != nil {
 			return t, err
 		}
 	}
-	return t, atomicfile.WriteFile(path, 0o644, func(w io.Writer) error { return json.NewEncoder(w).Encode(t) })
+	return t, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"strings"
 
@@ -111,7 +112,7 @@ func (j *Journal) Remember(measure func(model.Windows) (Quality, error)) func(mo
 			return q, nil
 		}
 		q, err := measure(w)
-		if err != nil {
+		if err != nil || math.IsNaN(q.Loss) || math.IsInf(q.Loss, 0) { // the search says it
 			return q, err
 		}
 		j.known[string(key)] = q

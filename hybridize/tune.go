@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,9 +66,9 @@ type Tuned struct {
 
 // Point is one placement of full layers.
 type Point struct {
-	Placement string // search, even or random
-	Full      int
-	Bytes     int // of state at 32768 tokens
+	Placement string // search (what was found), harm (the worst layers alone), even or random
+	Full      int    // layers at the largest window
+	Bytes     int    // of state at 32768 tokens
 	Windows   model.Windows
 	Quality   Quality
 }
@@ -82,6 +82,7 @@ type tuner struct {
 	m       *model.Model
 	tk      tokenizer.Tokenizer
 	batches []model.Batch
+	data    string // fingerprint
 	tape    *autograd.Tape
 	// By layer, the attention's tensors where full layers are the base's: the model's own and the base's.
 	own, base []map[string]tensor.Tensor
@@ -113,6 +114,11 @@ func Tune(ctx context.Context, o TuneOptions) (_ *Tuned, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, t.m.Close()) }()
+	for _, n := range o.Pareto {
+		if layers := t.m.Config.NumHiddenLayers; n < 0 || n > layers {
+			return nil, fmt.Errorf("pareto: %d full layers: %s has %d layers", n, o.Model, layers)
+		}
+	}
 	hash := t.m.Hash()
 	if t.batches, err = t.read(ctx); err != nil {
 		return nil, err
@@ -129,11 +135,8 @@ func Tune(ctx context.Context, o TuneOptions) (_ *Tuned, err error) {
 			return nil, err
 		}
 	}
-	cost, err := o.Budget.Cost(&t.m.Config, times)
-	if err != nil {
-		return nil, err
-	}
-	j, err := OpenJournal(o.Out+".jsonl", map[string]string{"model": hash, "base": o.Base, "data": strings.Join(o.Data, " "), "context": strconv.Itoa(o.Context), "rows": strconv.Itoa(o.Rows),
+	cost := o.Budget.Cost(&t.m.Config, times)
+	j, err := OpenJournal(o.Out+".jsonl", map[string]string{"model": hash, "base": o.Base, "data": t.data, "context": strconv.Itoa(o.Context), "rows": strconv.Itoa(o.Rows),
 		"recall": fmt.Sprintf("%d x %d, seed %d, %s", o.RecallCount, o.RecallLength, o.Seed, o.Haystack), "backend": b.Name()})
 	if err != nil {
 		return nil, err
@@ -193,6 +196,10 @@ func (t *tuner) read(ctx context.Context) ([]model.Batch, error) {
 		return nil, err
 	}
 	defer d.Close()
+	t.data = d.All().Fingerprint()
+	if n := d.All().Tokens(); n < int64(t.Context) {
+		return nil, fmt.Errorf("%s: %d tokens, less than a context of %d: give more text, or lower context", strings.Join(t.Data, ", "), n, t.Context)
+	}
 	l, err := data.NewLoader(d.All(), data.LoaderOptions{Context: t.Context, Batch: 1, Seed: t.Seed, Shuffle: true})
 	if err != nil {
 		return nil, err
@@ -296,7 +303,20 @@ func (t *tuner) measure(ctx context.Context, w model.Windows) (q Quality, err er
 	return q, nil
 }
 
-// pareto measures the picture's points: so many full layers by the search's order, evenly spaced, and at random.
+// point is windows in the picture.
+func (t *tuner) point(placement string, w model.Windows, q Quality) Point {
+	c := t.m.Config
+	c.LayerWindows = w
+	p := Point{Placement: placement, Bytes: c.Account(paretoLength).StateBytes, Windows: w, Quality: q}
+	for _, window := range w {
+		if window == t.Choices[len(t.Choices)-1] {
+			p.Full++
+		}
+	}
+	return p
+}
+
+// pareto measures the picture's points beside what was found: so many full layers by the harm they do alone, evenly spaced, and at random.
 func (t *tuner) pareto(ctx context.Context, s *Search, r *Tuned, measure func(model.Windows) (Quality, error)) error {
 	small, large := t.Choices[0], t.Choices[len(t.Choices)-1]
 	order := s.Order(r.Choice)
@@ -309,16 +329,14 @@ func (t *tuner) pareto(ctx context.Context, s *Search, r *Tuned, measure func(mo
 		if err != nil {
 			return err
 		}
-		c := t.m.Config
-		c.LayerWindows = w
-		r.Points = append(r.Points, Point{Placement: placement, Full: len(chosen), Bytes: c.Account(paretoLength).StateBytes, Windows: w, Quality: q})
+		r.Points = append(r.Points, t.point(placement, w, q))
 		return nil
 	}
+	if len(t.Pareto) > 0 {
+		r.Points = append(r.Points, t.point("search", r.Windows, r.Quality))
+	}
 	for i, n := range t.Pareto {
-		if n > s.Layers {
-			return fmt.Errorf("pareto: %d full layers of %d", n, s.Layers)
-		}
-		if err := add("search", order[:n]); err != nil {
+		if err := add("harm", order[:n]); err != nil {
 			return err
 		}
 		if n > 0 && n < s.Layers {
@@ -352,29 +370,16 @@ func (r *Tuned) write(o *TuneOptions, s *Search) error {
 		return err
 	}
 	chart := &plot.Chart{Title: "Where full layers stand", X: plot.Axis{Label: fmt.Sprintf("MiB of state at %d tokens", paretoLength)}, Y: plot.Axis{Label: "loss + weight x (1 - recall)"}}
-	for _, name := range []string{"search", "even", "random"} {
-		line := plot.Series{Name: name, Points: true, Dashed: name != "search"}
-		byBytes := map[float64]float64{}
+	for _, of := range []struct{ placement, name string }{{"search", "search"}, {"harm", "the worst alone"}, {"even", "even"}, {"random", "the best random"}} {
+		best := map[int]float64{} // by bytes
 		for _, p := range r.Points {
-			if p.Placement == name {
-				x := float64(p.Bytes) / (1 << 20)
-				best, seen := byBytes[x]
-				if score := s.Score(p.Quality); !seen || score < best {
-					byBytes[x] = score
-				} else {
-					byBytes[x] = math.Min(best, score)
-				}
+			if score, seen := best[p.Bytes]; p.Placement == of.placement && (!seen || s.Score(p.Quality) < score) {
+				best[p.Bytes] = s.Score(p.Quality)
 			}
 		}
-		for _, p := range r.Points {
-			x := float64(p.Bytes) / (1 << 20)
-			if y, ok := byBytes[x]; ok && p.Placement == name {
-				line.X, line.Y = append(line.X, x), append(line.Y, y)
-				delete(byBytes, x)
-			}
-		}
-		if name == "random" {
-			line.Name = "the best random"
+		line := plot.Series{Name: of.name, Points: true, Dashed: of.placement != "harm"}
+		for _, bytes := range slices.Sorted(maps.Keys(best)) {
+			line.X, line.Y = append(line.X, float64(bytes)/(1<<20)), append(line.Y, best[bytes])
 		}
 		chart.Series = append(chart.Series, line)
 	}
