@@ -254,9 +254,16 @@ func (o *Curves) variant(ctx context.Context, set *CurveSet, l *loaded, asIs boo
 		curve   string
 		list    []int
 		power   float64 // of n with which the time grows at least
-		measure func(context.Context, *loaded, *CurvePoint, float64) error
+		measure func(context.Context, *loaded, *CurvePoint) error
 	}{{CurveDecode, o.Depths, 0, o.decode}, {CurveBatch, o.Batches, 0, o.decode}, {CurvePrefill, o.Depths, 1, o.prefill}} {
 		var known [][2]float64 // size and milliseconds of the points that were measured
+		if c.curve == CurvePrefill && c.list[0] > 2*probe {
+			p := CurvePoint{Depth: probe}
+			if err := guarded(&p, func() error { return o.prefill(ctx, l, &p) }); err != nil {
+				return err
+			}
+			known = append(known, [2]float64{probe, max(p.MS, 1e-6)})
+		}
 		for _, n := range c.list {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
@@ -275,7 +282,7 @@ func (o *Curves) variant(ctx context.Context, set *CurveSet, l *loaded, asIs boo
 			case expected > o.Limit:
 				p.Skipped = fmt.Sprintf("would take about %s, the limit is %s", span(expected), span(o.Limit))
 			default:
-				if err := guarded(&p, func() error { return c.measure(ctx, l, &p, expected) }); err != nil {
+				if err := guarded(&p, func() error { return c.measure(ctx, l, &p) }); err != nil {
 					return err
 				}
 			}
@@ -290,6 +297,9 @@ func (o *Curves) variant(ctx context.Context, set *CurveSet, l *loaded, asIs boo
 	}
 	return nil
 }
+
+// probe is the length of a prompt that says how long the first of a curve will take, where that is long.
+const probe = 128
 
 // guarded turns a failure of a device, such as memory that does not suffice, into a point that is skipped.
 func guarded(p *CurvePoint, measure func() error) (err error) {
@@ -362,10 +372,10 @@ func FormatBytes(bytes float64) string {
 	return fmt.Sprintf("%.1f MiB", bytes/(1<<20))
 }
 
-// runsOf is the median of f in milliseconds and the number of runs. A call that is known to be long is made once, after the shorter ones of its curve.
-func (o *Curves) runsOf(ctx context.Context, expected float64, f func()) (ms float64, runs int, err error) {
-	if expected > o.Seconds && expected > 0.5 {
-		return elapsed(f) * 1e3, 1, nil
+// runsOf is the median of f in milliseconds and the number of runs. A call that is long is made once: it warms up by itself.
+func (o *Curves) runsOf(ctx context.Context, f func()) (ms float64, runs int, err error) {
+	if first := elapsed(f); first > max(2, o.Seconds) {
+		return first * 1e3, 1, nil
 	}
 	list, err := o.runs(ctx, f)
 	if err != nil {
@@ -374,11 +384,12 @@ func (o *Curves) runsOf(ctx context.Context, expected float64, f func()) (ms flo
 	return median(list) * 1e3, len(list), nil
 }
 
-func (o *Curves) decode(ctx context.Context, l *loaded, p *CurvePoint, expected float64) (err error) {
+func (o *Curves) decode(ctx context.Context, l *loaded, p *CurvePoint) (err error) {
+	defer forget(l.m)
 	d := newDecoder(l.m, p.Batch, p.Depth)
 	defer d.close()
 	settle()
-	if p.MS, p.Runs, err = o.runsOf(ctx, expected, d.step); err != nil {
+	if p.MS, p.Runs, err = o.runsOf(ctx, d.step); err != nil {
 		return err
 	}
 	p.TokensPerSecond, p.StateBytes = float64(p.Batch)/p.MS*1e3, d.states[0].Bytes()
@@ -386,7 +397,14 @@ func (o *Curves) decode(ctx context.Context, l *loaded, p *CurvePoint, expected 
 	return nil
 }
 
-func (o *Curves) prefill(ctx context.Context, l *loaded, p *CurvePoint, expected float64) (err error) {
+// forget makes a step of an empty state: a backend's scratch points to the states of its last call, and thereby keeps them in memory.
+func forget(m *model.Model) {
+	d := newDecoder(m, 1, 0)
+	defer d.close()
+	d.step()
+}
+
+func (o *Curves) prefill(ctx context.Context, l *loaded, p *CurvePoint) (err error) {
 	b := l.m.Backend()
 	text := prompt{m: l.m, tape: autograd.New(b), chunk: generate.DefaultChunk, logits: tensor.New(b.DType(), tensor.Of(1, l.m.Config.VocabSize))}
 	text.tape.Record(false)
@@ -395,7 +413,7 @@ func (o *Curves) prefill(ctx context.Context, l *loaded, p *CurvePoint, expected
 	for range p.Depth {
 		text.ids = append(text.ids, r.Int32N(int32(l.m.Config.VocabSize)))
 	}
-	if p.MS, p.Runs, err = o.runsOf(ctx, expected, text.read); err != nil {
+	if p.MS, p.Runs, err = o.runsOf(ctx, text.read); err != nil {
 		return err
 	}
 	p.TokensPerSecond, p.StateBytes = float64(p.Depth)/p.MS*1e3, text.state.Bytes()

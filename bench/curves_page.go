@@ -190,15 +190,15 @@ func (s *CurveSet) Figures() (list []Figure) {
 // Headlines are what the curves come to, for every model.
 func (s *CurveSet) Headlines() (list []Headline) {
 	for _, c := range s.Crossings() {
-		of := ""
-		if s.several() {
-			of = ShortName(c.Model) + ": "
-		}
-		what, less := "are faster", "faster"
+		of, windows, less := "", "Windows", "Faster"
 		if c.What == "memory" {
-			what, less = "need less memory", "less memory"
+			less = "Less memory"
 		}
-		list = append(list, Headline{Value: c.Tokens(), Label: fmt.Sprintf("%swindows of %d %s from", of, narrow, what), Note: "against all windows full"})
+		if s.several() {
+			of, windows, less = ShortName(c.Model)+": ", "windows", strings.ToLower(less)
+		}
+		what := map[string]string{"time": "are faster", "memory": "need less memory"}[c.What]
+		list = append(list, Headline{Value: c.Tokens(), Label: fmt.Sprintf("%s%s of %d %s from", of, windows, narrow, what), Note: "against all windows full"})
 		if !math.IsNaN(c.Depth) {
 			list = append(list, Headline{Value: times(c.Ratio), Label: fmt.Sprintf("%s%s at %s", of, less, tokens(c.At)), Note: s.pair(c)})
 		}

@@ -17,10 +17,15 @@ func (r *Report) Page() *bench.Page {
 		About: []bench.Fact{{Name: "folder", Value: absolute(r.Dir)}, {Name: "nha", Value: r.Version}, {Name: "date", Value: r.Created.Format("2 January 2006, 15:04 MST")}}}
 	p.Sections = slices.Concat(r.training(), r.evaluations(), r.curves(), r.conversions(), r.memory())
 	if run := r.bestRun(); run != nil {
-		p.Headline = append(p.Headline, bench.Headline{Value: bench.FormatNumber(float64(run.Best)), Label: "best validation loss, nats per token", Note: run.Name})
+		p.Headline = append(p.Headline, bench.Headline{Value: bench.FormatNumber(float64(run.Best)), Label: "Best validation loss, nats per token", Note: run.Name})
 	}
 	for _, c := range r.Curves {
-		p.Headline = append(p.Headline, c.Set.Headlines()...)
+		for _, h := range c.Set.Headlines() {
+			if len(r.Curves) > 1 {
+				h.Note = c.Name + ": " + h.Note
+			}
+			p.Headline = append(p.Headline, h)
+		}
 	}
 	return p
 }

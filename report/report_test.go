@@ -117,7 +117,7 @@ func TestWrite(t *testing.T) {
 	}
 	text := texts(t, page)
 	for _, want := range []string{"Report: runs", "2 training runs", "Training loss", "train/a", "train/b", "Evaluations", "lambada_openai perplexity", "Time of a token", "Conversions", "calibrate",
-		"Slot share by layer", "Memory of a sequence", "128K tokens", "best validation loss", "3.50"} {
+		"Slot share by layer", "Memory of a sequence", "128K tokens", "Best validation loss", "3.50"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page does not say %q", want)
 		}
