@@ -25,9 +25,9 @@ type Train struct {
 }
 
 // TrainResult is one model. MFU is 6 N tokens/s over the published peak of the machine's products where the backend knows it,
-// else over the best product of 2048 cubed in the same process; N is all parameters, attention's own products are not counted. PeakBytes is the growth of resident memory that training brings (gradients, moments,
-// activations): its peak less what it was before the model was made, less the parameters; on a device, what the trainer holds
-// there. FirstStepS is the time from nothing to the end of the first step.
+// else over the best product of 2048 cubed in the same process; N is all parameters, attention's own products are not counted.
+// PeakBytes is the growth of resident memory that training brings (gradients, moments, activations): its peak less what it was before
+// the model was made, less the parameters; on a device, what the trainer holds there. FirstStepS is the time from nothing to the end of the first step.
 type TrainResult struct {
 	Backend         string  `json:"backend"`
 	Model           string  `json:"model"`

@@ -98,9 +98,6 @@ func (j *Journal) append(v any) error {
 	return j.file.Sync()
 }
 
-// Known is the number of measurements at hand.
-func (j *Journal) Known() int { return len(j.known) }
-
 // Remember is measure, but for windows that the journal knows.
 func (j *Journal) Remember(measure func(model.Windows) (Quality, error)) func(model.Windows) (Quality, error) {
 	return func(w model.Windows) (Quality, error) {

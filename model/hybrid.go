@@ -47,9 +47,6 @@ func (c *Config) Hybridize(h Hybrid) error {
 	return c.Resolve()
 }
 
-// IsHybrid reports whether a pretrained family has slots.
-func (c *Config) IsHybrid() bool { return c.raw != nil && c.NumSlots > 0 }
-
 // block is what config.json says beyond the base's keys; false: nothing.
 func (c *Config) block() (hybridBlock, bool) {
 	return hybridBlock{c.NumSlots, c.LayerWindows, c.EmptySlots, c.GateLogitNormalizer, c.GateBias}, c.NumSlots > 0 || !slices.Equal(c.LayerWindows, c.base)

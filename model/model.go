@@ -120,8 +120,8 @@ func (m *Model) Check(b *Batch) error {
 	return nil
 }
 
-// Hidden is the normed hidden states before the head, [N, hidden]. The batch must have passed Check. With States and a tape that does not record, the states
-// are advanced in place.
+// Hidden is the normed hidden states before the head, [N, hidden]. The batch must have passed Check. With States and a tape that does not
+// record, the states are advanced in place.
 func (m *Model) Hidden(t *autograd.Tape, b *Batch) *autograd.Value {
 	x := m.Embed(t, b)
 	for i := range m.blocks {

@@ -72,10 +72,8 @@ func TestFamilyConfigs(t *testing.T) {
 			func(c Config) any { return c.Experts }, Experts{Count: 5, TopK: 2, Size: 8, Normalize: true, DenseLayers: []int{0, 2, 3}}},
 		{"qwen3_moe", keys{"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 2}, func(c Config) any { return c.LayerWindows }, Windows{9, 9, 9, 9}},
 		{"qwen3", keys{"nha": keys{"num_slots": 8, "layer_windows": "3*5 full"}},
-			func(c Config) any {
-				return []any{c.NumSlots, c.LayerWindows, c.EmptySlots, c.GateLogitNormalizer, c.IsHybrid()}
-			},
-			[]any{8, Windows{5, 5, 5, full}, "mask", 8.0, true}},
+			func(c Config) any { return []any{c.NumSlots, c.LayerWindows, c.EmptySlots, c.GateLogitNormalizer} },
+			[]any{8, Windows{5, 5, 5, full}, "mask", 8.0}},
 	} {
 		drop := maps.Clone(c.keys)
 		text := config(c.kind, c.keys)
