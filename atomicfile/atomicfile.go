@@ -47,6 +47,11 @@ func WriteFile(path string, perm fs.FileMode, write func(w io.Writer) error) err
 	return nil
 }
 
+// Write is WriteFile of data.
+func Write(path string, perm fs.FileMode, data []byte) error {
+	return WriteFile(path, perm, func(w io.Writer) error { _, err := w.Write(data); return err })
+}
+
 const mark = ".tmp-"
 
 // createTemp is os.CreateTemp with permissions that respect the umask.

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -128,7 +127,7 @@ func write(s source, dir string, o Options) (r Result, err error) {
 	if text, err = o.Edit.config(text); err != nil {
 		return r, err
 	}
-	if err := writeFile(filepath.Join(dir, "config.json"), text); err != nil {
+	if err := atomicfile.Write(filepath.Join(dir, "config.json"), 0o644, text); err != nil {
 		return r, err
 	}
 	list, err := o.Edit.tensors(s, text)
@@ -226,11 +225,4 @@ func install(temporary, dir string) error {
 		}
 	}
 	return atomicfile.SyncDir(filepath.Dir(filepath.Clean(dir)))
-}
-
-func writeFile(path string, text []byte) error {
-	return atomicfile.WriteFile(path, 0o644, func(w io.Writer) error {
-		_, err := w.Write(text)
-		return err
-	})
 }

@@ -157,7 +157,7 @@ func hashFiles(ctx context.Context, files []string, cacheDir string) ([]content,
 	if learnt {
 		text, err := json.MarshalIndent(known, "", " ")
 		if err == nil {
-			_ = atomicfile.WriteFile(memory, 0o644, func(w io.Writer) error { _, err := w.Write(text); return err })
+			_ = atomicfile.Write(memory, 0o644, text)
 		}
 	}
 	return contents, nil

@@ -30,6 +30,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"nha/atomicfile"
 )
 
 // A Tokenizer maps text to ids in [0, VocabSize) and back. Every method may be called from several goroutines at once.
@@ -102,39 +104,12 @@ func Load(path string) (Tokenizer, error) {
 
 // save writes the two files of a tokenizer; an empty config is not written.
 func save(dir string, source, config []byte) error {
-	if err := writeFile(filepath.Join(dir, fileName), source); err != nil {
-		return err
+	err := atomicfile.Write(filepath.Join(dir, fileName), 0o644, source)
+	if err == nil && len(config) > 0 {
+		err = atomicfile.Write(filepath.Join(dir, configName), 0o644, config)
 	}
-	if len(config) == 0 {
-		return nil
-	}
-	return writeFile(filepath.Join(dir, configName), config)
-}
-
-// writeFile replaces path by data, or leaves it as it was.
-func writeFile(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-"+filepath.Base(path)+"-*")
 	if err != nil {
 		return fmt.Errorf("tokenizer: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-			err = fmt.Errorf("tokenizer: writing %s: %w", path, err)
-		}
-	}()
-	if _, err = f.Write(data); err != nil {
-		return err
-	}
-	if err = f.Chmod(0o644); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return nil
 }

@@ -550,7 +550,7 @@ func writeGolden(t *testing.T, python string, corpus []string, rng *rand.Rand) {
 		}
 		out.Write(append(line, '\n'))
 	}, "encode", filepath.Join("testdata", fileName))
-	if err := writeFile(filepath.Join("testdata", "cases.jsonl"), out.Bytes()); err != nil {
+	if err := os.WriteFile(filepath.Join("testdata", "cases.jsonl"), out.Bytes(), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
