@@ -222,6 +222,7 @@ func TestGGUFTokenizer(t *testing.T) {
 	for c := '!'; c <= '~'; c++ {
 		tokens = append(tokens, string(c))
 	}
+	tokens = append(tokens, "<|im_end|>")
 	for len(tokens) < 128 {
 		tokens = append(tokens, fmt.Sprintf("[PAD%d]", len(tokens)))
 	}
@@ -250,6 +251,13 @@ func TestGGUFTokenizer(t *testing.T) {
 		}
 		if known != (r.Kept == "") || !known && !strings.Contains(r.Kept, pre) {
 			t.Errorf("%s: kept because %q", pre, r.Kept)
+		}
+		var generation struct {
+			Ends []int32 `json:"eos_token_id"`
+		}
+		if text, err := os.ReadFile(filepath.Join(dir, "generation_config.json")); err != nil || pre != "surprise" &&
+			(json.Unmarshal(text, &generation) != nil || !slices.Contains(generation.Ends, int32(slices.Index(tokens, "<|im_end|>")))) {
+			t.Errorf("%s: ends %v, %v", pre, generation.Ends, err)
 		}
 		if template, err := chat.Load(dir); err != nil || template.Source() != "{{ x }}" {
 			t.Errorf("%s: the template: %v", pre, err)

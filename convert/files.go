@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"nha/atomicfile"
 	"nha/tensor"
 	"nha/tokenizer"
 	"nha/weights"
@@ -35,7 +37,7 @@ func (s dirSource) writeRest(dir string) (kept string, err error) {
 		if err != nil {
 			return "", err
 		}
-		if err := writeFile(filepath.Join(dir, name), text); err != nil {
+		if err := atomicfile.Write(filepath.Join(dir, name), 0o644, text); err != nil {
 			return "", err
 		}
 	}
@@ -49,37 +51,41 @@ type ggufSource struct{ *weights.GGUF }
 func (s ggufSource) config() ([]byte, error) { return s.Config() }
 
 func (s ggufSource) writeRest(dir string) (kept string, err error) {
-	if g := s.generation(); len(g) > 0 {
-		text, err := json.MarshalIndent(g, "", "  ")
-		if err != nil {
-			return "", err
-		}
-		if err := writeFile(filepath.Join(dir, "generation_config.json"), text); err != nil {
-			return "", err
+	var t tokenizer.Tokenizer
+	var unknown error // why there is no tokenizer.json
+	_, some := s.Value("tokenizer.ggml.model")
+	if some {
+		if t, unknown = tokenizer.FromGGUF(s.Value); unknown == nil {
+			if unknown = t.Save(dir); unknown != nil && !errors.Is(unknown, tokenizer.ErrNoJSON) {
+				return "", unknown
+			}
 		}
 	}
-	if _, ok := s.Value("tokenizer.ggml.model"); ok {
-		t, unknown := tokenizer.FromGGUF(s.Value)
-		if unknown == nil {
-			err := t.Save(dir)
-			if err == nil || !errors.Is(err, tokenizer.ErrNoJSON) {
-				return "", err // with the template
-			}
-			unknown = err
-		}
+	if unknown != nil {
 		kept = unknown.Error()
 		if err := s.WriteVocabulary(filepath.Join(dir, weights.VocabularyName)); err != nil {
 			return "", err
 		}
 	}
-	if text := s.ChatTemplate(); text != "" {
-		return kept, writeFile(filepath.Join(dir, "chat_template.jinja"), []byte(text))
+	if text := s.ChatTemplate(); text != "" && (!some || unknown != nil) { // else it is in tokenizer_config.json
+		if err := atomicfile.Write(filepath.Join(dir, "chat_template.jinja"), 0o644, []byte(text)); err != nil {
+			return "", err
+		}
 	}
-	return kept, nil
+	g := s.generation(t)
+	if len(g) == 0 {
+		return kept, nil
+	}
+	text, err := json.MarshalIndent(g, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	return kept, atomicfile.Write(filepath.Join(dir, "generation_config.json"), 0o644, text)
 }
 
-// generation is what a generation_config.json says: the ids that begin a text, and all that end an answer.
-func (s ggufSource) generation() map[string]any {
+// generation is what a generation_config.json says: the ids that begin a text, and all that end an answer, those among them that
+// the tokenizer, where it is understood, knows by name.
+func (s ggufSource) generation(t tokenizer.Tokenizer) map[string]any {
 	g := map[string]any{}
 	id := func(name string) (uint64, bool) {
 		v, _ := s.Value("tokenizer.ggml." + name + "_token_id")
@@ -96,6 +102,13 @@ func (s ggufSource) generation() map[string]any {
 	for _, name := range []string{"eos", "eot", "eom"} {
 		if n, ok := id(name); ok {
 			ends = append(ends, n)
+		}
+	}
+	if b, ok := t.(*tokenizer.BPE); ok {
+		for _, end := range b.Ends() {
+			if n := uint64(end); !slices.Contains(ends, n) {
+				ends = append(ends, n)
+			}
 		}
 	}
 	switch len(ends) {

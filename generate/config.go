@@ -10,7 +10,8 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
-	"syscall"
+
+	"nha/tokenizer"
 )
 
 // configName is the file of a model directory that holds its way of generating.
@@ -28,7 +29,8 @@ var neutralKeys = map[string]any{"num_beams": 1.0, "num_beam_groups": 1.0, "num_
 	"renormalize_logits": false, "remove_invalid_values": false, "low_memory": false}
 
 // Defaults is the sampling that a model directory asks for in its generation_config.json, or DefaultSampling without one. The
-// end tokens are those of the file, else the model's, else the tokenizer's. As with Hugging Face, without "do_sample": true
+// end tokens are those of the file, else the model's, else the tokenizer's; of a model that is one file, a GGUF, all that the
+// tokenizer knows to end a turn, since llama.cpp stops there. As with Hugging Face, without "do_sample": true
 // the likeliest token is taken. A key that is not known is an error.
 func (g *Generator) Defaults(dir string) (Sampling, error) {
 	o := DefaultSampling()
@@ -42,8 +44,15 @@ func (g *Generator) Defaults(dir string) (Sampling, error) {
 		if err != nil {
 			return Sampling{}, fmt.Errorf("%s: %w", path, err)
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) { // a model that is one file has none
+	} else if !errors.Is(err, fs.ErrNotExist) && !isFile(dir) {
 		return Sampling{}, err
+	}
+	if t, ok := g.tk.(*tokenizer.BPE); ok && o.EndTokens == nil && isFile(dir) {
+		for _, id := range t.Ends() {
+			if int(id) < g.m.Config.VocabSize {
+				o.EndTokens = append(o.EndTokens, id)
+			}
+		}
 	}
 	if o.EndTokens == nil {
 		for _, id := range g.m.Config.EosTokenIDs {
@@ -58,6 +67,12 @@ func (g *Generator) Defaults(dir string) (Sampling, error) {
 		}
 	}
 	return o, nil
+}
+
+// isFile says whether a model is one file, which has no other beside it.
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && !info.IsDir()
 }
 
 // readConfig takes in the text of a generation_config.json.

@@ -3,6 +3,7 @@ package generate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -414,6 +415,34 @@ func TestDefaults(t *testing.T) {
 		}
 		if _, err := g.Defaults(dir); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), configName) {
 			t.Errorf("%s: error %v, want one with %q", text, err, want)
+		}
+	}
+}
+
+// A model that is one file ends where its tokenizer knows that a turn does, within the model's vocabulary.
+func TestDefaultsOfFile(t *testing.T) {
+	tokens := []string{"a", "b", "<|im_end|>", "<|eot_id|>"}
+	for len(tokens) < 300 {
+		tokens = append(tokens, fmt.Sprintf("[PAD%d]", len(tokens)))
+	}
+	tokens[299] = "</s>"
+	tk, err := tokenizer.FromGGUF(func(key string) (any, bool) {
+		v, ok := map[string]any{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": []string{},
+			"tokenizer.ggml.eos_token_id": uint64(1)}[key]
+		return v, ok
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := tiny(t, ref(t), model.Windows{attention.Full}, 15)
+	g.tk = tk
+	file := filepath.Join(t.TempDir(), "model.gguf")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string][]int32{file: {1, 2, 3}, filepath.Dir(file): {1}} {
+		if o, err := g.Defaults(path); err != nil || !slices.Equal(o.EndTokens, want) {
+			t.Errorf("%s ends with %v, want %v: %v", path, o.EndTokens, want, err)
 		}
 	}
 }

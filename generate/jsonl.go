@@ -17,8 +17,10 @@ import (
 	"nha/backend"
 )
 
-// maxLine is the longest line of a JSONL file that is read.
-const maxLine = 64 << 20
+const (
+	maxLine    = 64 << 20 // the longest line of a JSONL file that is read
+	maxSamples = 1 << 16  // continuations of one prompt
+)
 
 // Result is a line that JSONL writes.
 type Result struct {
@@ -95,12 +97,15 @@ func readRequest(fields map[string]json.RawMessage, o Sampling, n int) (q reques
 			return q, fmt.Errorf("unknown key %q", key)
 		}
 	}
+	if q.n < 1 || q.n > maxSamples {
+		return q, fmt.Errorf("n: %d samples: ask for 1 to %d", q.n, maxSamples)
+	}
 	return q, nil
 }
 
 // results are the lines to write, still empty.
 func (q *request) results() []*Result {
-	lines := make([]*Result, max(q.n, 0))
+	lines := make([]*Result, q.n)
 	for i := range lines {
 		lines[i] = &Result{Prompt: q.prompt, Tokens: []int32{}, LogProbs: []float64{}}
 	}
@@ -135,9 +140,6 @@ func (g *Generator) flyJSONL(ctx context.Context, d backend.Decoder, lines *line
 		q, err := readRequest(fields, o, n)
 		if err != nil {
 			return err
-		}
-		if q.n < 1 {
-			return fmt.Errorf("%d samples: ask for at least 1", q.n)
 		}
 		if err := q.o.Check(g.m.Config.VocabSize); err != nil {
 			return err
@@ -216,8 +218,8 @@ func (g *Generator) ScoreJSONL(ctx context.Context, name string, r io.Reader, w 
 		if err := errors.Join(take(fields, "prompt", &prompt), take(fields, "continuation", &continuation)); err != nil {
 			return nil, err
 		}
-		for key := range fields {
-			return nil, fmt.Errorf("unknown key %q", key)
+		if len(fields) > 0 {
+			return nil, fmt.Errorf("unknown key %q", slices.Min(slices.Collect(maps.Keys(fields))))
 		}
 		s, err := g.Score(ctx, prompt, continuation)
 		return []any{s}, err
