@@ -45,7 +45,7 @@ type Conversation struct {
 	session  *generate.Session
 	read     []int32 // what the session holds
 	text     string  // the same as text, as far as the template wrote it or the model answered
-	rebuilt  bool
+	rebuilt  bool    // the last answer had to read the whole conversation anew
 }
 
 // NewConversation is an empty conversation. A system message, where the template knows one, comes first in Messages.
@@ -68,21 +68,18 @@ func (c *Conversation) forget() { c.session, c.read, c.text = c.g.NewSession(), 
 // Session is what has been read.
 func (c *Conversation) Session() *generate.Session { return c.session }
 
-// Rebuilt reports whether the last answer had to read the whole conversation anew.
-func (c *Conversation) Rebuilt() bool { return c.rebuilt }
-
 // Ask adds what the user says and generates the answer, which emit sees token by token. A cancelled context ends the answer where it is; what was written
 // stays part of the conversation. After any other error the conversation is as before.
 func (c *Conversation) Ask(ctx context.Context, user string, s generate.Sampling, emit func(generate.Token) error) (generate.FinishReason, error) {
+	if len(s.Stop) > 0 {
+		return generate.Unfinished, errors.New("chat: stop strings are not for conversations: the template's own token ends an answer")
+	}
 	before := c.Messages
 	c.Messages = append(slices.Clone(before), Message{Role: "user", Content: user})
 	prompt, text, err := c.prompt()
 	if err != nil {
 		c.Messages = before
 		return generate.Unfinished, err
-	}
-	if len(s.Stop) > 0 {
-		return generate.Unfinished, errors.New("chat: stop strings are not for conversations: the template's own token ends an answer")
 	}
 	var answer strings.Builder
 	c.read = append(c.read, prompt...)
@@ -111,13 +108,10 @@ func (c *Conversation) Ask(ctx context.Context, user string, s generate.Sampling
 func (c *Conversation) prompt() (ids []int32, text string, err error) {
 	o := c.Options
 	o.AddGenerationPrompt = true
-	all, err := c.template.Encode(c.tk, c.Messages, o)
-	if err != nil {
-		return nil, "", err
-	}
 	if text, err = c.template.Render(c.Messages, o.withTokens(c.tk)); err != nil {
 		return nil, "", err
 	}
+	all := c.tk.Encode(text)
 	c.rebuilt = false
 	if len(all) > len(c.read) && slices.Equal(all[:len(c.read)], c.read) {
 		return all[len(c.read):], text, nil

@@ -67,7 +67,7 @@ func TestConversation(t *testing.T) {
 	for i, question := range []string{"one", "two", "three"} {
 		before := c.Session()
 		ask(t, c, question, s)
-		if c.Rebuilt() || i > 0 && c.Session() != before {
+		if c.rebuilt || i > 0 && c.Session() != before {
 			t.Errorf("turn %d was read anew", i)
 		}
 		if c.Session().Position() != len(c.read) {
@@ -99,8 +99,8 @@ func TestConversationThatIsRewritten(t *testing.T) {
 	ask(t, c, "one", s)
 	ask(t, c, "two", s)
 	want, err := c.template.Encode(tk, c.Messages[:3], Options{AddGenerationPrompt: true})
-	if err != nil || !c.Rebuilt() || !slices.Equal(c.read[:len(want)], want) {
-		t.Errorf("rebuilt %v, %v", c.Rebuilt(), err)
+	if err != nil || !c.rebuilt || !slices.Equal(c.read[:len(want)], want) {
+		t.Errorf("rebuilt %v, %v", c.rebuilt, err)
 	}
 }
 
@@ -117,8 +117,8 @@ func TestConversationIsKept(t *testing.T) {
 	if err := d.Open(path); err != nil {
 		t.Fatal(err)
 	}
-	if got := ask(t, d, "two", s); got != want || d.Rebuilt() {
-		t.Errorf("after loading %q, without %q; rebuilt %v", got, want, d.Rebuilt())
+	if got := ask(t, d, "two", s); got != want || d.rebuilt {
+		t.Errorf("after loading %q, without %q; rebuilt %v", got, want, d.rebuilt)
 	}
 	os.Remove(path + ".session")
 	e := NewConversation(g, tk, c.template)
@@ -161,4 +161,14 @@ func TestConversationStopped(t *testing.T) {
 		t.Errorf("%v, %d messages", err, len(c.Messages))
 	}
 	ask(t, c, "three", s)
+}
+
+// TestStopIsRefused: the conversation is as before.
+func TestStopIsRefused(t *testing.T) {
+	g, tk, s := talker(t)
+	c := NewConversation(g, tk, template(t, plainTemplate))
+	s.Stop = []string{"x"}
+	if _, err := c.Ask(context.Background(), "one", s, func(generate.Token) error { return nil }); err == nil || len(c.Messages) > 0 {
+		t.Errorf("%v, messages %+v", err, c.Messages)
+	}
 }

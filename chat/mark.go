@@ -15,7 +15,7 @@ var (
 )
 
 // mark rewrites a template so that it notes the line of every tag that it comes to: {{ x }} becomes {{ nha_line(7) ~ (x) }},
-// {% if x %} becomes {% if nha_line(7) or (x) %}, and what is set to x is set to (x) if nha_line(7) == ”. It says where a
+// {% if x %} becomes {% if nha_line(7) or (x) %}, and what is set to x is set to (x) if nha_line(7) == "". It says where a
 // template failed, no more: its text is thrown away.
 func mark(source string) string {
 	var b strings.Builder
