@@ -87,7 +87,7 @@ func (t *talk) run(r io.Reader) error {
 	signal.Notify(interrupts, os.Interrupt)
 	defer signal.Stop(interrupts)
 	lines := make(chan string)
-	var failed error
+	failed := make(chan error, 1)
 	go func() {
 		defer close(lines)
 		in := bufio.NewReader(r)
@@ -97,9 +97,10 @@ func (t *talk) run(r io.Reader) error {
 				lines <- strings.TrimRight(line, "\r\n")
 			}
 			if err != nil {
-				if err != io.EOF {
-					failed = err
+				if err == io.EOF {
+					err = nil
 				}
+				failed <- err
 				return
 			}
 		}
@@ -114,7 +115,12 @@ func (t *talk) run(r io.Reader) error {
 			if t.terminal {
 				fmt.Fprintln(t.out)
 			}
-			return failed
+			select {
+			case err := <-failed:
+				return err
+			default: // interrupted, while the goroutine waits for a line
+				return nil
+			}
 		}
 		pressed = false
 		text := strings.TrimSpace(message)

@@ -54,11 +54,8 @@ func newHybridize() *cobra.Command {
 			if file == "" && len(data) == 0 {
 				o.Stages = nil
 			}
-			if o.DType != "" {
-				d, ok := convertTypes[o.DType]
-				if ok {
-					o.DType = d.String()
-				}
+			if d, ok := convertTypes[o.DType]; ok && o.DType != "" {
+				o.DType = d.String()
 			}
 			if err := o.Check(); err != nil && file == "" {
 				return usageError{err}

@@ -31,7 +31,7 @@ func openSpeaker(name, windows string) (_ *speaker, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if _, err := model.ParseWindows(windows, c.NumHiddenLayers); err != nil {
+		if err := c.ApplyWindows(windows); err != nil {
 			return nil, usageError{fmt.Errorf("--windows: %w", err)}
 		}
 	}
