@@ -385,7 +385,7 @@ func (o *Curves) runsOf(ctx context.Context, f func()) (ms float64, runs int, er
 }
 
 func (o *Curves) decode(ctx context.Context, l *loaded, p *CurvePoint) (err error) {
-	defer forget(l.m)
+	defer forget(l.m, p.Batch)
 	d := newDecoder(l.m, p.Batch, p.Depth)
 	defer d.close()
 	settle()
@@ -397,9 +397,9 @@ func (o *Curves) decode(ctx context.Context, l *loaded, p *CurvePoint) (err erro
 	return nil
 }
 
-// forget makes a step of an empty state: a backend's scratch points to the states of its last call, and thereby keeps them in memory.
-func forget(m *model.Model) {
-	d := newDecoder(m, 1, 0)
+// forget makes a step of as many empty states: a backend's scratch points to the states of its last call, and thereby keeps them in memory.
+func forget(m *model.Model, batch int) {
+	d := newDecoder(m, batch, 0)
 	defer d.close()
 	d.step()
 }
