@@ -130,8 +130,8 @@ func (c *conversion) check() (err error) {
 				return fmt.Errorf("stage %d, %s: %s trains as it is and through lora: name it in one of them", i+1, s.Kind, p.Name)
 			}
 		}
-		if s.TopK > hybrid.VocabSize {
-			return fmt.Errorf("stage %d, %s: top_k %d: the vocabulary of %s has %d words", i+1, s.Kind, s.TopK, c.Base, hybrid.VocabSize)
+		if s.TopK >= hybrid.VocabSize {
+			return fmt.Errorf("stage %d, %s: top_k %d: must be below the vocabulary of %s, %d words", i+1, s.Kind, s.TopK, c.Base, hybrid.VocabSize)
 		}
 	}
 	if len(c.Tasks) > 0 {

@@ -278,6 +278,8 @@ func TestConversionRefusals(t *testing.T) {
 		"data: stages train on text":   func(o *Options) { o.Data = nil },
 		"every layer is full":          func(o *Options) { o.Windows = "full" },
 		"exists":                       func(o *Options) { o.Out = base },
+		"top_k 257: must be below":     func(o *Options) { o.Stages[1].TopK = 257 },
+		`unknown task "chess"`:         func(o *Options) { o.Tasks = []string{"chess"} },
 	} {
 		o := options(t, base)
 		change(&o)
