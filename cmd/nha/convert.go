@@ -25,6 +25,7 @@ func newConvert() *cobra.Command {
 	c := &cobra.Command{
 		Use: "convert MODEL DIR", Short: "Write a model anew: GGUF to a directory, other number types, quantised",
 		Long: "Convert writes the model, a Hugging Face directory or a GGUF file, into a new directory, with its tokenizer and chat template.\n" +
+			"A GGUF's vocabulary becomes the tokenizer.json of its model, or stays one in tokenizer.gguf where none gives the same ids.\n" +
 			"Without --dtype and --quantize every tensor keeps its type, a GGUF file's blocks too: such a directory is for nha. With --dtype\n" +
 			"the directory is for every program that reads Hugging Face's. --quantize stores matrices in blocks of 32 numbers with one\n" +
 			"scale, Q8_0 or Q4_0; norms, biases and gates stay as they are.",
