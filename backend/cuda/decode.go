@@ -152,8 +152,8 @@ func (d *decoder) blockBytes(room int) int { return d.fixed + d.perToken*room }
 // Rows is the most sequences of a step.
 func (d *decoder) Rows() int { return maxRows }
 
-// stretches calls f for every run of tokens of a ring that lie side by side here and there: the host's oldest token in row start of capacity, token u of
-// the card in row u mod rows.
+// stretches calls f for every run of tokens of a ring that lie side by side here and there: the host's oldest token in row start of
+// capacity, token u of the card in row u mod rows.
 func stretches(first, count, start, capacity, rows int, f func(host, card, n int)) {
 	for i := 0; i < count; {
 		host, card := (start+i)%capacity, (first+i)%rows

@@ -5,7 +5,8 @@
 // lie side by side and they serve as the fragments of two instructions; so W goes from memory to registers without a stop.
 //
 // A warp has ROW_TILES tiles of 16 rows and COLUMN_TILES of 8 columns (rows of x); WARPS_K warps share the sum over k, WARPS_ROWS
-// take other rows; where they add to the residual stream (KIND 2), a block has 16 or 32 rows. The first DEPTH loads of W are on their way before the kernel waits for x.
+// take other rows; where they add to the residual stream (KIND 2), a block has 16 or 32 rows. The first DEPTH loads of W are on their way
+// before the kernel waits for x.
 //
 // KIND: 0 the projections of attention, up to four matrices one after the other, their rows side by side in y; 1 gate and up, y = silu(gate) up;
 // 2 added to the residual stream x, for which it leaves x gamma and sums of squares; 3 the head.

@@ -418,8 +418,8 @@ struct State {
             }
         });
     }
-    // add is += w^T x over a chunk's rows, w = weight(row, slot) factor(its block of 16, slot) in float32. SPLIT: its rounding error takes part, as weights that
-    // are nearly equal would otherwise all err to the same side.
+    // add is += w^T x over a chunk's rows, w = weight(row, slot) factor(its block of 16, slot) in float32. SPLIT: its rounding error takes
+    // part, as weights that are nearly equal would otherwise all err to the same side.
     template <bool SPLIT, typename Factor, typename Weight> __device__ __forceinline__ void add(const bf16* keys_tile, const bf16* values_tile, Factor factor, Weight weight) {
         each([&](float (&x)[DP / 8][4], int i, bool keys) {
             const bf16* tile = keys ? keys_tile : values_tile;

@@ -3,7 +3,8 @@
 //     y = x rstd weight,  rstd = (mean(x^2) + epsilon)^-1/2
 //     dx = rstd (g - x rstd^2 mean(g x)), g = dy weight;  dweight = sum over rows of dy x rstd
 //
-// REAL is the element type, STATISTIC that of rstd (float32 keeps dx where a row is one number repeated), VEC the numbers a lane moves at a time; COLUMNS is a multiple of it. A lane has the same columns of every row.
+// REAL is the element type, STATISTIC that of rstd (float32 keeps dx where a row is one number repeated), VEC the numbers a lane moves at a
+// time; COLUMNS is a multiple of it. A lane has the same columns of every row.
 
 const int steps = (COLUMNS + 32 * VEC - 1) / (32 * VEC); // vectors of a row that a lane holds
 const int warps = 4;
