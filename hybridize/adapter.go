@@ -209,13 +209,15 @@ func (a *Adapter) Edit(c model.Config, hash string) (*convert.Edit, error) {
 	return e, nil
 }
 
-// apply gives a base's configuration the slots and windows of the block; a block without slots leaves it as it is.
+// apply gives a base's configuration the slots and windows of the block.
 func (b *NHABlock) apply(c *model.Config) error {
-	if b.NumSlots == 0 {
-		return nil
+	if b.NumSlots > 0 {
+		if err := c.Hybridize(model.Hybrid{Slots: b.NumSlots, EmptySlots: b.EmptySlots, GateLogitNormalizer: b.GateLogitNormalizer, GateBias: b.GateBias}); err != nil {
+			return err
+		}
 	}
-	if err := c.Hybridize(model.Hybrid{Slots: b.NumSlots, EmptySlots: b.EmptySlots, GateLogitNormalizer: b.GateLogitNormalizer, GateBias: b.GateBias}); err != nil {
-		return err
+	if b.LayerWindows == "" { // an adapter of another program
+		return nil
 	}
 	return c.ApplyWindows(b.LayerWindows)
 }

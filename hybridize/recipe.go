@@ -149,8 +149,8 @@ func (r *Recipe) Check() error {
 		return err
 	}
 	switch {
-	case r.Slots < 1:
-		return fmt.Errorf("slots %d: must be at least 1", r.Slots)
+	case r.Slots < 0:
+		return fmt.Errorf("slots %d: must be 0 (windows alone) or more", r.Slots)
 	case r.Context < 2 || r.Context > 1<<30:
 		return fmt.Errorf("context %d: must be from 2 to %d tokens", r.Context, 1<<30)
 	case r.Batch < 1 || r.Batch > 1<<30/r.Context:

@@ -53,7 +53,7 @@ targets = ["q_proj", "o_proj"]
 func TestRecipeRefusals(t *testing.T) {
 	for text, want := range map[string]string{
 		`windos = "64"`: "unknown key windos",
-		`slots = 0`:     "slots 0",
+		`slots = -1`:    "slots -1",
 		`gates = "k"`:   `gates "k"`,
 		"context = 1000000000\nbatch = 1000000000":                                  "batch 1000000000",
 		"context = 4611686018427387904":                                             "context 4611686018427387904",

@@ -108,7 +108,7 @@ func (c *conversion) check() (err error) {
 	if err := c.hybridize(&hybrid); err != nil {
 		return fmt.Errorf("%s: %w", c.Base, err)
 	}
-	if k, m := hybrid.HeadDim, c.Slots; GateStart(c.Gates) != GateRandom && k%m != 0 && m%k != 0 {
+	if k, m := hybrid.HeadDim, c.Slots; m > 0 && GateStart(c.Gates) != GateRandom && k%m != 0 && m%k != 0 {
 		return fmt.Errorf("slots %d: gates that start from the key rows want a number that divides the head size %d of %s, or a multiple of it; or gates random", m, k, c.Base)
 	}
 	updated := c.lora().Projections(&hybrid)
@@ -145,10 +145,20 @@ func (c *conversion) check() (err error) {
 	return nil
 }
 
-// hybridize gives a base's configuration the slots and windows of the recipe.
+// newGates is the number of layers that get a gate: all of them, or with no slots none.
+func (c *conversion) newGates(hybrid *model.Config) int {
+	if c.Slots == 0 {
+		return 0
+	}
+	return hybrid.NumHiddenLayers
+}
+
+// hybridize gives a base's configuration the slots and windows of the recipe. Without slots it is the base under other windows.
 func (c *conversion) hybridize(config *model.Config) error {
-	if err := config.Hybridize(model.Hybrid{Slots: c.Slots}); err != nil {
-		return err
+	if c.Slots > 0 {
+		if err := config.Hybridize(model.Hybrid{Slots: c.Slots}); err != nil {
+			return err
+		}
 	}
 	return config.ApplyWindows(c.Windows)
 }
@@ -210,7 +220,7 @@ func (c *conversion) start(ctx context.Context) error {
 // writeStart writes the base with its new gates.
 func (c *conversion) writeStart(ctx context.Context, base *model.Model, hybrid *model.Config) error {
 	added := map[string]tensor.Tensor{}
-	for layer := range hybrid.NumHiddenLayers {
+	for layer := range c.newGates(hybrid) {
 		k, ok := base.Parameter(fmt.Sprintf("model.layers.%d.self_attn.k_proj.weight", layer))
 		if !ok {
 			return fmt.Errorf("%s: layer %d has no key projection", c.Base, layer)
@@ -283,7 +293,7 @@ func (c *conversion) adapter() (*Adapter, error) {
 	a := &Adapter{Rank: c.LoRA.Rank, Alpha: c.LoRA.Alpha, Base: c.Base, A: map[string]tensor.Tensor{}, B: map[string]tensor.Tensor{}, Modules: map[string]tensor.Tensor{},
 		NHA: NHABlock{BaseHash: c.report.BaseHash, NumSlots: c.Slots, LayerWindows: hybrid.LayerWindows.String(), EmptySlots: hybrid.EmptySlots, GateLogitNormalizer: hybrid.GateLogitNormalizer}}
 	where := maps.Clone(c.trained)
-	for layer := range hybrid.NumHiddenLayers {
+	for layer := range c.newGates(&hybrid) {
 		if where[gateName(layer)] == "" {
 			where[gateName(layer)] = c.stageDir(-1)
 		}

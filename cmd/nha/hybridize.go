@@ -84,7 +84,7 @@ func newHybridize() *cobra.Command {
 	f.StringVar(&o.Out, "out", "", "directory of the hybrid")
 	f.BoolVar(&o.Force, "force", false, "replace the model that --out holds")
 	f.StringVar(&given.Windows, "windows", given.Windows, "window of every layer: 64, full, a pattern such as '4*64 full', or @FILE of nha tune")
-	f.IntVar(&given.Slots, "slots", given.Slots, "memory slots of every kv head")
+	f.IntVar(&given.Slots, "slots", given.Slots, "memory slots of every kv head; 0: none, windows alone")
 	f.StringVar(&given.Gates, "gates", given.Gates, "how gates start: spread (of time scales), keys (from the key projection), random")
 	f.StringVar(&given.DType, "dtype", "", "of the weights written: f32, f16, bf16 (default: as the base has them, f32 from a GGUF file)")
 	f.StringSliceVar(&data, "data", nil, "text to train on: files, folders, patterns (.txt, .jsonl, .parquet; .gz, .zst)")
