@@ -37,6 +37,18 @@ type Progress struct {
 	Tokens     int64
 }
 
+// CacheDir is the folder of the token caches: the named one, or with no name the user's.
+func CacheDir(named string) (string, error) {
+	if named != "" {
+		return named, nil
+	}
+	user, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("cache: name a folder for the token caches: %w", err)
+	}
+	return filepath.Join(user, "nha", "tokens"), nil
+}
+
 // Prepare tokenises the documents of spec and ends each with the encoder's EOS token, if it has one. The tokens go to a
 // file in the cache folder that is keyed by the contents of the files, the encoder and spec's Field and Separator: a second
 // Prepare of the same text opens it. A damaged cache is written again, with a notice.

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"nha/autograd"
@@ -53,13 +51,9 @@ func (c *conversion) openText(ctx context.Context) (_ *text, err error) {
 			t.close()
 		}
 	}()
-	cache := c.Cache
-	if cache == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			return nil, fmt.Errorf("cache: name a folder for the token caches: %w", err)
-		}
-		cache = filepath.Join(user, "nha", "tokens")
+	cache, err := data.CacheDir(c.Cache)
+	if err != nil {
+		return nil, err
 	}
 	prepare := func(files []string, field string) (*data.Dataset, error) {
 		d, err := data.Prepare(ctx, data.Spec{Paths: files, Field: field}, c.tk, data.Options{CacheDir: cache, Threads: c.Threads, Progress: c.Reporter.Preparing, Notice: c.Reporter.Notice})

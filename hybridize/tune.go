@@ -183,13 +183,9 @@ func (o *TuneOptions) check() error {
 
 // read is the text's first rows.
 func (t *tuner) read(ctx context.Context) ([]model.Batch, error) {
-	cache := t.Cache
-	if cache == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			return nil, fmt.Errorf("cache: name a folder for the token caches: %w", err)
-		}
-		cache = filepath.Join(user, "nha", "tokens")
+	cache, err := data.CacheDir(t.Cache)
+	if err != nil {
+		return nil, err
 	}
 	d, err := data.Prepare(ctx, data.Spec{Paths: t.Data}, t.tk, data.Options{CacheDir: cache, Threads: t.Threads, Notice: t.Notice})
 	if err != nil {

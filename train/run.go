@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -134,13 +133,9 @@ func (o *Options) openText(ctx context.Context, r Reporter) (_ *corpus, err erro
 	if c.tokenizer, err = o.openTokenizer(); err != nil {
 		return nil, err
 	}
-	cache := o.Cache
-	if cache == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			return nil, fmt.Errorf("cache: name a folder for the token caches: %w", err)
-		}
-		cache = filepath.Join(user, "nha", "tokens")
+	cache, err := data.CacheDir(o.Cache)
+	if err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
