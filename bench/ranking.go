@@ -9,7 +9,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"unicode/utf8"
+
+	"nha/markdown"
 )
 
 // Formats are what Ranking writes.
@@ -134,7 +135,7 @@ func (k *Ranking) Write(w io.Writer, format string) error {
 		}
 		cells = append(cells, line)
 	}
-	return writeMarkdown(w, cells)
+	return markdown.Table(w, cells)
 }
 
 // shortNames are the models without their folders, where that still tells them apart.
@@ -172,29 +173,4 @@ func (k *Ranking) best(r *rankedRow, name string) bool {
 		}
 	}
 	return worse
-}
-
-// writeMarkdown writes cells as a table with aligned columns; the first line is the head.
-func writeMarkdown(w io.Writer, cells [][]string) error {
-	width := make([]int, len(cells[0]))
-	for _, line := range cells {
-		for i, c := range line {
-			width[i] = max(width[i], utf8.RuneCountInString(c), 3)
-		}
-	}
-	var b strings.Builder
-	for i, line := range cells {
-		for k, c := range line {
-			fmt.Fprintf(&b, "| %s%s ", c, strings.Repeat(" ", width[k]-utf8.RuneCountInString(c)))
-		}
-		b.WriteString("|\n")
-		if i == 0 {
-			for _, n := range width {
-				fmt.Fprintf(&b, "|%s", strings.Repeat("-", n+2))
-			}
-			b.WriteString("|\n")
-		}
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
 }

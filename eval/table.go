@@ -9,7 +9,8 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"unicode/utf8"
+
+	"nha/markdown"
 )
 
 // Line is one number of a report, as --json prints it; Stderr is null where there is none.
@@ -66,7 +67,7 @@ func WriteTable(w io.Writer, format string, reports []*Report) error {
 		}
 		return c.Error()
 	}
-	return markdown(w, cells)
+	return markdown.Table(w, cells)
 }
 
 func single(r *Report) [][]string {
@@ -153,29 +154,4 @@ func several(reports []*Report, bold bool) [][]string {
 		}
 	}
 	return cells
-}
-
-// markdown writes cells as a table with aligned columns; the first line is the head.
-func markdown(w io.Writer, cells [][]string) error {
-	width := make([]int, len(cells[0]))
-	for _, line := range cells {
-		for i, c := range line {
-			width[i] = max(width[i], utf8.RuneCountInString(c), 3)
-		}
-	}
-	var b strings.Builder
-	for i, line := range cells {
-		for k, c := range line {
-			fmt.Fprintf(&b, "| %s%s ", c, strings.Repeat(" ", width[k]-utf8.RuneCountInString(c)))
-		}
-		b.WriteString("|\n")
-		if i == 0 {
-			for _, n := range width {
-				fmt.Fprintf(&b, "|%s", strings.Repeat("-", n+2))
-			}
-			b.WriteString("|\n")
-		}
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
 }
