@@ -69,19 +69,7 @@ func (w *nhaWorker) forwardChunk() {
 		}
 	}
 	for r := range rows {
-		p, fromSlots := w.weights.Row(r)[:w.Slots], float32(0)
-		if w.live(w.first + r/w.group) {
-			fromSlots = kernel.ExpSum(p, p, w.top[r])
-		} else {
-			clear(p)
-		}
-		total := w.sum[r] + fromSlots
-		kernel.Scale(p, 1/total)
-		kernel.Scale(w.o.Row(r)[:w.ValueDim], 1/total)
-		w.reader(w.lse, r)[0] = w.top[r] + float32(math.Log(float64(total)))
-		if w.share.data != nil {
-			w.reader(w.share, r)[0] = fromSlots / total
-		}
+		w.meetSlots(r, w.first+r/w.group)
 	}
 	if !w.idle() {
 		kernel.SlotWrite(w.valueShape(), w.valueState, w.y, w.s, w.weights, w.o)
@@ -124,4 +112,21 @@ func (w *nhaWorker) forwardBand(b band) {
 		o.Data = o.Row(b.row)
 		kernel.MatrixTiles(b.rows, w.valueWidth, hi-lo, p.Row(b.row)[lo-b.from:], p.Stride, 1, values, o, true)
 	})
+}
+
+// meetSlots turns the sums of row r, a query of token e, into outputs of the one softmax, its slot logits into probabilities.
+func (w *nhaWorker) meetSlots(r, e int) {
+	p, fromSlots := w.weights.Row(r)[:w.Slots], float32(0)
+	if w.live(e) {
+		fromSlots = kernel.ExpSum(p, p, w.top[r])
+	} else {
+		clear(p)
+	}
+	total := w.sum[r] + fromSlots
+	kernel.Scale(p, 1/total)
+	kernel.Scale(w.o.Row(r)[:w.ValueDim], 1/total)
+	w.reader(w.lse, r)[0] = w.top[r] + float32(math.Log(float64(total)))
+	if w.share.data != nil {
+		w.reader(w.share, r)[0] = fromSlots / total
+	}
 }

@@ -218,7 +218,9 @@ func (w *nhaWorker) step() {
 	}
 	w.top, w.sum = w.floats(w.group), w.floats(w.group)
 	w.meetWindow(e)
-	w.meetSlots(e)
+	for r := range w.group {
+		w.meetSlots(r, e)
+	}
 	if !w.idle() {
 		kernel.SlotWrite(w.valueShape(), w.valueState, w.y, w.s, w.weights, w.o)
 	}
@@ -281,23 +283,4 @@ func shrink(from, to float32) float32 {
 		return 1
 	}
 	return float32(math.Exp(float64(from - to)))
-}
-
-// meetSlots turns sums into outputs of the one softmax, slot logits into probabilities.
-func (w *nhaWorker) meetSlots(e int) {
-	for r := range w.group {
-		p, fromSlots := w.weights.Row(r)[:w.Slots], float32(0)
-		if w.live(e) {
-			fromSlots = kernel.ExpSum(p, p, w.top[r])
-		} else {
-			clear(p)
-		}
-		total := w.sum[r] + fromSlots
-		kernel.Scale(p, 1/total)
-		kernel.Scale(w.o.Row(r)[:w.ValueDim], 1/total)
-		w.reader(w.lse, r)[0] = w.top[r] + float32(math.Log(float64(total)))
-		if w.share.data != nil {
-			w.reader(w.share, r)[0] = fromSlots / total
-		}
-	}
 }
