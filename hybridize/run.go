@@ -298,22 +298,29 @@ func (c *conversion) adapter() (*Adapter, error) {
 			where[gateName(layer)] = c.stageDir(-1)
 		}
 	}
+	byDir := map[string][]string{}
 	for name, dir := range where {
-		if err := readInto(a.Modules, dir, name); err != nil {
+		byDir[dir] = append(byDir[dir], name)
+	}
+	for dir, names := range byDir {
+		if err := readInto(a.Modules, dir, names); err != nil {
 			return nil, err
 		}
 	}
 	if len(c.Stages) > 0 {
-		last := c.stageDir(len(c.Stages) - 1)
-		for _, p := range c.lora().Projections(&c.config) {
+		projections := c.lora().Projections(&c.config)
+		var names []string
+		for _, p := range projections {
+			stem := strings.TrimSuffix(p.Name, weightSuffix)
+			names = append(names, stem+loraASuffix, stem+loraBSuffix)
+		}
+		pairs := map[string]tensor.Tensor{}
+		if err := readInto(pairs, c.stageDir(len(c.Stages)-1), names); err != nil {
+			return nil, err
+		}
+		for _, p := range projections {
 			name, stem := p.Name, strings.TrimSuffix(p.Name, weightSuffix)
-			pair := map[string]tensor.Tensor{}
-			for _, suffix := range []string{loraASuffix, loraBSuffix} {
-				if err := readInto(pair, last, stem+suffix); err != nil {
-					return nil, err
-				}
-			}
-			a.A[name], a.B[name] = pair[stem+loraASuffix], pair[stem+loraBSuffix]
+			a.A[name], a.B[name] = pairs[stem+loraASuffix], pairs[stem+loraBSuffix]
 			for i := range a.B[name].F32() { // the model's B holds the factor alpha / r
 				a.B[name].F32()[i] *= float32(float64(a.Rank) / a.Alpha)
 			}
@@ -322,18 +329,20 @@ func (c *conversion) adapter() (*Adapter, error) {
 	return a, nil
 }
 
-// readInto copies one tensor of a model directory, as float32.
-func readInto(into map[string]tensor.Tensor, dir, name string) error {
+// readInto copies tensors of a model directory, as float32.
+func readInto(into map[string]tensor.Tensor, dir string, names []string) error {
 	s, err := weights.OpenDir(dir)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	t, ok := s.Tensor(name)
-	if !ok {
-		return fmt.Errorf("%s: no tensor %s", dir, name)
+	for _, name := range names {
+		t, ok := s.Tensor(name)
+		if !ok {
+			return fmt.Errorf("%s: no tensor %s", dir, name)
+		}
+		into[name] = tensor.New(tensor.F32, t.Shape)
+		tensor.Convert(into[name], t)
 	}
-	into[name] = tensor.New(tensor.F32, t.Shape)
-	tensor.Convert(into[name], t)
 	return nil
 }
