@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync/atomic"
 )
 
 // maxObject is the length of a line of JSON that is still believed.
@@ -28,21 +27,42 @@ func Objects(paths []string, emit func(file string, line int, raw []byte) error)
 	return nil
 }
 
+// Open opens a file to be read, decompressed as its name says (.gz, .zst).
+func Open(path string) (io.ReadCloser, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	compression := formatOf(path).compression
+	r, done, err := decompress(f, compression)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: not a .%s file: %w", path, compression, err), f.Close())
+	}
+	return &opened{r, f, done}, nil
+}
+
+// opened is a file with its decompressor.
+type opened struct {
+	io.Reader
+	f    *os.File
+	done func()
+}
+
+func (o *opened) Close() error {
+	o.done()
+	return o.f.Close()
+}
+
 func objects(path string, emit func(file string, line int, raw []byte) error) error {
 	format := formatOf(path)
 	if format.kind != kindJSONL {
 		return fmt.Errorf("%s: want lines of JSON in a .jsonl file", path)
 	}
-	f, err := os.Open(path)
+	r, err := Open(path)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	r, done, err := decompress(&counter{f: f, read: new(atomic.Int64)}, format.compression)
-	if err != nil {
-		return fmt.Errorf("%s: not a .%s file: %w", path, format.compression, err)
-	}
-	defer done()
+	defer r.Close()
 	lines, line := bufio.NewReaderSize(r, 1<<16), []byte(nil)
 	for n := 1; ; n++ {
 		line, err = appendLine(line[:0], lines, maxObject)

@@ -15,9 +15,9 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/parquet-go/parquet-go"
+
+	"nha/data"
 )
 
 // row is one row of a dataset. Fields of objects in it are named by their path, "choices.text"; a list of objects is read as an
@@ -106,34 +106,23 @@ func (r *row) integer(key string) (int, error) {
 
 // readRows calls emit with the rows of a JSONL or parquet file until it says stop.
 func readRows(path string, emit func(*row) (more bool, err error)) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	name := strings.ToLower(path)
-	var r io.Reader = f
-	switch filepath.Ext(name) {
-	case ".parquet":
+	if filepath.Ext(strings.ToLower(path)) == ".parquet" {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
 		info, err := f.Stat()
 		if err != nil {
 			return err
 		}
 		return readParquet(f, info.Size(), path, emit)
-	case ".gz":
-		z, err := gzip.NewReader(f)
-		if err != nil {
-			return fmt.Errorf("%s: not a .gz file: %w", path, err)
-		}
-		r = z
-	case ".zst":
-		z, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1))
-		if err != nil {
-			return fmt.Errorf("%s: not a .zst file: %w", path, err)
-		}
-		defer z.Close()
-		r = z
 	}
+	r, err := data.Open(path)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
 	return readJSONL(r, path, emit)
 }
 
