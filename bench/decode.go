@@ -72,31 +72,37 @@ func (o *Decode) Check() error {
 
 // Run measures every combination.
 func (o *Decode) Run(ctx context.Context, b backend.Backend, emit Emit) error {
+	return o.eachType(b, func(m *model.Model) error {
+		return combinations([][]int{o.Batches, o.Depths}, func(n []int) error {
+			row, err := o.measure(ctx, b, m, n[0], n[1])
+			if err != nil {
+				return err
+			}
+			return emit(row)
+		})
+	})
+}
+
+// eachType loads the model with weights of every type that is asked for, one after the other.
+func (o *Decode) eachType(b backend.Backend, use func(m *model.Model) error) error {
 	types := o.DTypes
 	if len(types) == 0 {
 		types = []string{""}
 	}
+	one := func(dtype string) error {
+		m, clean, err := o.load(b, dtype)
+		if err != nil {
+			return err
+		}
+		defer clean()
+		return use(m)
+	}
 	for _, dtype := range types {
-		if err := o.runType(ctx, b, dtype, emit); err != nil {
+		if err := one(dtype); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (o *Decode) runType(ctx context.Context, b backend.Backend, dtype string, emit Emit) error {
-	m, clean, err := o.load(b, dtype)
-	if err != nil {
-		return err
-	}
-	defer clean()
-	return combinations([][]int{o.Batches, o.Depths}, func(n []int) error {
-		row, err := o.measure(ctx, b, m, n[0], n[1])
-		if err != nil {
-			return err
-		}
-		return emit(row)
-	})
 }
 
 // load is the model with weights of the named type; clean closes it and removes what was made for it.

@@ -53,28 +53,18 @@ func (o *Prefill) Check() error {
 
 // Run measures every combination.
 func (o *Prefill) Run(ctx context.Context, b backend.Backend, emit Emit) error {
-	types := o.DTypes
-	if len(types) == 0 {
-		types = []string{""}
-	}
-	for _, dtype := range types {
-		m, clean, err := o.loader().load(b, dtype)
-		if err != nil {
-			return err
-		}
+	return o.loader().eachType(b, func(m *model.Model) error {
 		for _, n := range o.Tokens {
 			row, err := o.measure(ctx, b, m, n)
-			if err == nil {
-				err = emit(row)
-			}
 			if err != nil {
-				clean()
+				return err
+			}
+			if err := emit(row); err != nil {
 				return err
 			}
 		}
-		clean()
-	}
-	return nil
+		return nil
+	})
 }
 
 func (o *Prefill) measure(ctx context.Context, b backend.Backend, m *model.Model, tokens int) (PrefillResult, error) {
