@@ -198,11 +198,16 @@ func (t *rowTask) Do(_, i int) {
 // smallWork is the number of elements under which waking other threads costs more than it saves.
 const smallWork = 1 << 13
 
-func (b *Backend) run(t rowTask) {
-	t.parts = b.pool.Threads()
-	if t.rows*t.n < smallWork {
-		t.parts = 1
+// partsFor is how many parts so many elements are cut into.
+func (b *Backend) partsFor(elements int) int {
+	if elements < smallWork {
+		return 1
 	}
+	return b.pool.Threads()
+}
+
+func (b *Backend) run(t rowTask) {
+	t.parts = b.partsFor(t.rows * t.n)
 	b.task = t
 	b.pool.Run(t.parts, &b.task)
 	b.task = rowTask{}
@@ -387,13 +392,10 @@ func (t *adamwTask) Do(_, i int) {
 
 func (b *Backend) AdamW(p, g, m, v tensor.Tensor, s backend.AdamW) {
 	t := &b.adamw
-	*t = adamwTask{parts: b.pool.Threads(), p: p.F32(), g: g.F32(), m: m.F32(), v: v.F32(), step: kernel.AdamWStep{
+	*t = adamwTask{parts: b.partsFor(p.Len()), p: p.F32(), g: g.F32(), m: m.F32(), v: v.F32(), step: kernel.AdamWStep{
 		LearningRate: float32(s.LearningRate), Beta1: float32(s.Beta1), Beta2: float32(s.Beta2), Epsilon: float32(s.Epsilon),
 		WeightDecay: float32(s.WeightDecay), GradientScale: float32(s.GradientScale),
 		BiasCorrection1: biasCorrection(s.Beta1, s.Step), BiasCorrection2: biasCorrection(s.Beta2, s.Step)}}
-	if len(t.p) < smallWork {
-		t.parts = 1
-	}
 	b.pool.Run(t.parts, t)
 	*t = adamwTask{}
 }

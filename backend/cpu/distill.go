@@ -42,10 +42,7 @@ func (t *distillTask) Do(_, i int) {
 }
 
 func (b *Backend) distill(t distillTask) {
-	t.parts = b.pool.Threads()
-	if t.rows*t.n < smallWork {
-		t.parts = 1
-	}
+	t.parts = b.partsFor(t.rows * t.n)
 	b.distilling = t
 	b.pool.Run(t.parts, &b.distilling)
 	b.distilling = distillTask{}

@@ -116,10 +116,7 @@ func routeBackward(dlogits, dweights, weights []float32, ids []int32, logits []f
 }
 
 func (b *Backend) runExperts(t expertTask, work int) {
-	t.parts = b.pool.Threads()
-	if t.rows*work < smallWork {
-		t.parts = 1
-	}
+	t.parts = b.partsFor(t.rows * work)
 	b.experts = t
 	b.pool.Run(t.parts, &b.experts)
 	b.experts = expertTask{}
