@@ -137,10 +137,7 @@ func (m *Model) Save(dir string) error {
 		return err
 	}
 	if m.generation != nil {
-		return atomicfile.WriteFile(filepath.Join(dir, generationName), 0o644, func(w io.Writer) error {
-			_, err := w.Write(m.generation)
-			return err
-		})
+		return atomicfile.Write(filepath.Join(dir, generationName), 0o644, m.generation)
 	}
 	g := map[string]any{}
 	for key, id := range map[string]*int{"bos_token_id": m.Config.BosTokenID, "eos_token_id": m.Config.EosTokenID, "pad_token_id": m.Config.PadTokenID} {

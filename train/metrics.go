@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -72,7 +71,7 @@ func openMetrics(dir string, step int) (*metrics, error) {
 		kept.WriteByte('\n')
 	}
 	if !bytes.Equal(kept.Bytes(), text) {
-		if err := atomicfile.WriteFile(m.path, 0o644, func(w io.Writer) error { _, err := w.Write(kept.Bytes()); return err }); err != nil {
+		if err := atomicfile.Write(m.path, 0o644, kept.Bytes()); err != nil {
 			return nil, err
 		}
 	}
