@@ -13,8 +13,14 @@ func gemvDotF32AVX2(rows int, k int, x []float32, xRow int, w []float32, wRow in
 // gemvDotBF16AVX2 is gemvDotGeneric for BF16 weights, up to 3 rows of x, and k a multiple of 8.
 func gemvDotBF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 
+// gemvEachBF16AVX2 is gemvEachGeneric for BF16 weights and k a multiple of 8.
+func gemvEachBF16AVX2(rows int, k int, x []float32, w []uint16, wRow int, out []float32)
+
 // gemvDotF16AVX2 is gemvDotGeneric for F16 weights, up to 3 rows of x, and k a multiple of 8.
 func gemvDotF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
+
+// gemvEachF16AVX2 is gemvEachGeneric for F16 weights and k a multiple of 8.
+func gemvEachF16AVX2(rows int, k int, x []float32, w []uint16, wRow int, out []float32)
 
 // gemmTileAVX512 is gemmTileGeneric for tiles of up to 12 x 32.
 func gemmTileAVX512(rows int, k int, a []float32, aRow int, aCol int, b []float32, bRow int, c []float32, cRow int, alpha float32, bias []float32, add int)
@@ -25,8 +31,14 @@ func gemvDotF32AVX512(rows int, k int, x []float32, xRow int, w []float32, wRow 
 // gemvDotBF16AVX512 is gemvDotGeneric for BF16 weights, up to 6 rows of x, and k a multiple of 16.
 func gemvDotBF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 
+// gemvEachBF16AVX512 is gemvEachGeneric for BF16 weights and k a multiple of 16.
+func gemvEachBF16AVX512(rows int, k int, x []float32, w []uint16, wRow int, out []float32)
+
 // gemvDotF16AVX512 is gemvDotGeneric for F16 weights, up to 6 rows of x, and k a multiple of 16.
 func gemvDotF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
+
+// gemvEachF16AVX512 is gemvEachGeneric for F16 weights and k a multiple of 16.
+func gemvEachF16AVX512(rows int, k int, x []float32, w []uint16, wRow int, out []float32)
 
 // gemmTransposeF32AVX2 is gemmTransposeGeneric for F32.
 func gemmTransposeF32AVX2(blocks int, src []float32, srcRow int, dst []float32, dstRow int)

@@ -1677,6 +1677,91 @@ reduce1:
 	VZEROUPPER
 	RET
 
+// func gemvEachBF16AVX2(rows int, k int, x []float32, w []uint16, wRow int, out []float32)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·gemvEachBF16AVX2(SB), NOSPLIT, $0-96
+	MOVQ rows+0(FP), AX
+	MOVQ k+8(FP), CX
+	MOVQ x_base+16(FP), DX
+	MOVQ w_base+40(FP), BX
+	MOVQ wRow+64(FP), SI
+	SHLQ $0x01, SI
+	MOVQ out_base+72(FP), DI
+
+row:
+	MOVQ   DX, R8
+	MOVQ   BX, R9
+	MOVQ   CX, R10
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	SUBQ   $0x40, R10
+	JLT    tail
+
+loop:
+	PREFETCHT0  2048(R9)
+	PREFETCHT0  2112(R9)
+	VPMOVZXWD   (R9), Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS (R8), Y4, Y0
+	VPMOVZXWD   16(R9), Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS 32(R8), Y4, Y1
+	VPMOVZXWD   32(R9), Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS 64(R8), Y4, Y2
+	VPMOVZXWD   48(R9), Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS 96(R8), Y4, Y3
+	VPMOVZXWD   64(R9), Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS 128(R8), Y4, Y0
+	VPMOVZXWD   80(R9), Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS 160(R8), Y4, Y1
+	VPMOVZXWD   96(R9), Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS 192(R8), Y4, Y2
+	VPMOVZXWD   112(R9), Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS 224(R8), Y4, Y3
+	ADDQ        $0x00000100, R8
+	ADDQ        $0x00000080, R9
+	SUBQ        $0x40, R10
+	JGE         loop
+
+tail:
+	ADDQ $0x40, R10
+	JZ   reduce
+
+one:
+	VPMOVZXWD   (R9), Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS (R8), Y4, Y0
+	ADDQ        $0x00000020, R8
+	ADDQ        $0x00000010, R9
+	SUBQ        $0x08, R10
+	JNZ         one
+
+reduce:
+	VADDPS       Y1, Y0, Y0
+	VADDPS       Y3, Y2, Y2
+	VADDPS       Y2, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x0e, X0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x01, X0, X1
+	VADDPS       X1, X0, X0
+	VMOVSS       X0, (DI)
+	ADDQ         $0x04, DI
+	ADDQ         SI, BX
+	DECQ         AX
+	JNZ          row
+	VZEROUPPER
+	RET
+
 // func gemvDotF16AVX2(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 // Requires: AVX, F16C, FMA3, MMX+
 TEXT ·gemvDotF16AVX2(SB), NOSPLIT, $0-112
@@ -2125,6 +2210,82 @@ reduce1:
 	VEXTRACTF128 $0x01, Y1, X0
 	VADDPS       X0, X1, X0
 	VMOVUPS      X0, (R8)
+	VZEROUPPER
+	RET
+
+// func gemvEachF16AVX2(rows int, k int, x []float32, w []uint16, wRow int, out []float32)
+// Requires: AVX, F16C, FMA3, MMX+
+TEXT ·gemvEachF16AVX2(SB), NOSPLIT, $0-96
+	MOVQ rows+0(FP), AX
+	MOVQ k+8(FP), CX
+	MOVQ x_base+16(FP), DX
+	MOVQ w_base+40(FP), BX
+	MOVQ wRow+64(FP), SI
+	SHLQ $0x01, SI
+	MOVQ out_base+72(FP), DI
+
+row:
+	MOVQ   DX, R8
+	MOVQ   BX, R9
+	MOVQ   CX, R10
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	SUBQ   $0x40, R10
+	JLT    tail
+
+loop:
+	PREFETCHT0  2048(R9)
+	PREFETCHT0  2112(R9)
+	VCVTPH2PS   (R9), Y4
+	VFMADD231PS (R8), Y4, Y0
+	VCVTPH2PS   16(R9), Y4
+	VFMADD231PS 32(R8), Y4, Y1
+	VCVTPH2PS   32(R9), Y4
+	VFMADD231PS 64(R8), Y4, Y2
+	VCVTPH2PS   48(R9), Y4
+	VFMADD231PS 96(R8), Y4, Y3
+	VCVTPH2PS   64(R9), Y4
+	VFMADD231PS 128(R8), Y4, Y0
+	VCVTPH2PS   80(R9), Y4
+	VFMADD231PS 160(R8), Y4, Y1
+	VCVTPH2PS   96(R9), Y4
+	VFMADD231PS 192(R8), Y4, Y2
+	VCVTPH2PS   112(R9), Y4
+	VFMADD231PS 224(R8), Y4, Y3
+	ADDQ        $0x00000100, R8
+	ADDQ        $0x00000080, R9
+	SUBQ        $0x40, R10
+	JGE         loop
+
+tail:
+	ADDQ $0x40, R10
+	JZ   reduce
+
+one:
+	VCVTPH2PS   (R9), Y4
+	VFMADD231PS (R8), Y4, Y0
+	ADDQ        $0x00000020, R8
+	ADDQ        $0x00000010, R9
+	SUBQ        $0x08, R10
+	JNZ         one
+
+reduce:
+	VADDPS       Y1, Y0, Y0
+	VADDPS       Y3, Y2, Y2
+	VADDPS       Y2, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x0e, X0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0x01, X0, X1
+	VADDPS       X1, X0, X0
+	VMOVSS       X0, (DI)
+	ADDQ         $0x04, DI
+	ADDQ         SI, BX
+	DECQ         AX
+	JNZ          row
 	VZEROUPPER
 	RET
 
@@ -6813,6 +6974,81 @@ reduce1:
 	VZEROUPPER
 	RET
 
+// func gemvEachBF16AVX512(rows int, k int, x []float32, w []uint16, wRow int, out []float32)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VL, MMX+
+TEXT ·gemvEachBF16AVX512(SB), NOSPLIT, $0-96
+	MOVQ rows+0(FP), AX
+	MOVQ k+8(FP), CX
+	MOVQ x_base+16(FP), DX
+	MOVQ w_base+40(FP), BX
+	MOVQ wRow+64(FP), SI
+	SHLQ $0x01, SI
+	MOVQ out_base+72(FP), DI
+
+row:
+	MOVQ   DX, R8
+	MOVQ   BX, R9
+	MOVQ   CX, R10
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	SUBQ   $0x40, R10
+	JLT    tail
+
+loop:
+	PREFETCHT0  2048(R9)
+	PREFETCHT0  2112(R9)
+	VPMOVZXWD   (R9), Z4
+	VPSLLD      $0x10, Z4, Z4
+	VFMADD231PS (R8), Z4, Z0
+	VPMOVZXWD   32(R9), Z4
+	VPSLLD      $0x10, Z4, Z4
+	VFMADD231PS 64(R8), Z4, Z1
+	VPMOVZXWD   64(R9), Z4
+	VPSLLD      $0x10, Z4, Z4
+	VFMADD231PS 128(R8), Z4, Z2
+	VPMOVZXWD   96(R9), Z4
+	VPSLLD      $0x10, Z4, Z4
+	VFMADD231PS 192(R8), Z4, Z3
+	ADDQ        $0x00000100, R8
+	ADDQ        $0x00000080, R9
+	SUBQ        $0x40, R10
+	JGE         loop
+
+tail:
+	ADDQ $0x40, R10
+	JZ   reduce
+
+one:
+	VPMOVZXWD   (R9), Z4
+	VPSLLD      $0x10, Z4, Z4
+	VFMADD231PS (R8), Z4, Z0
+	ADDQ        $0x00000040, R8
+	ADDQ        $0x00000020, R9
+	SUBQ        $0x10, R10
+	JNZ         one
+
+reduce:
+	VADDPS        Z1, Z0, Z0
+	VADDPS        Z3, Z2, Z2
+	VADDPS        Z2, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VPERMILPS     $0x0e, X0, X1
+	VADDPS        X1, X0, X0
+	VPERMILPS     $0x01, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (DI)
+	ADDQ          $0x04, DI
+	ADDQ          SI, BX
+	DECQ          AX
+	JNZ           row
+	VZEROUPPER
+	RET
+
 // func gemvDotF16AVX512(rows int, k int, x []float32, xRow int, w []uint16, wRow int, out []float32, outRow int)
 // Requires: AVX, AVX512DQ, AVX512F, AVX512VL, MMX+
 TEXT ·gemvDotF16AVX512(SB), NOSPLIT, $0-112
@@ -7867,6 +8103,76 @@ reduce1:
 	VEXTRACTF32X4 $0x01, Y1, X0
 	VADDPS        X0, X1, X0
 	VMOVUPS       X0, (R8)
+	VZEROUPPER
+	RET
+
+// func gemvEachF16AVX512(rows int, k int, x []float32, w []uint16, wRow int, out []float32)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VL, MMX+
+TEXT ·gemvEachF16AVX512(SB), NOSPLIT, $0-96
+	MOVQ rows+0(FP), AX
+	MOVQ k+8(FP), CX
+	MOVQ x_base+16(FP), DX
+	MOVQ w_base+40(FP), BX
+	MOVQ wRow+64(FP), SI
+	SHLQ $0x01, SI
+	MOVQ out_base+72(FP), DI
+
+row:
+	MOVQ   DX, R8
+	MOVQ   BX, R9
+	MOVQ   CX, R10
+	VXORPS Z0, Z0, Z0
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	SUBQ   $0x40, R10
+	JLT    tail
+
+loop:
+	PREFETCHT0  2048(R9)
+	PREFETCHT0  2112(R9)
+	VCVTPH2PS   (R9), Z4
+	VFMADD231PS (R8), Z4, Z0
+	VCVTPH2PS   32(R9), Z4
+	VFMADD231PS 64(R8), Z4, Z1
+	VCVTPH2PS   64(R9), Z4
+	VFMADD231PS 128(R8), Z4, Z2
+	VCVTPH2PS   96(R9), Z4
+	VFMADD231PS 192(R8), Z4, Z3
+	ADDQ        $0x00000100, R8
+	ADDQ        $0x00000080, R9
+	SUBQ        $0x40, R10
+	JGE         loop
+
+tail:
+	ADDQ $0x40, R10
+	JZ   reduce
+
+one:
+	VCVTPH2PS   (R9), Z4
+	VFMADD231PS (R8), Z4, Z0
+	ADDQ        $0x00000040, R8
+	ADDQ        $0x00000020, R9
+	SUBQ        $0x10, R10
+	JNZ         one
+
+reduce:
+	VADDPS        Z1, Z0, Z0
+	VADDPS        Z3, Z2, Z2
+	VADDPS        Z2, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y1, Y0, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X1, X0, X0
+	VPERMILPS     $0x0e, X0, X1
+	VADDPS        X1, X0, X0
+	VPERMILPS     $0x01, X0, X1
+	VADDPS        X1, X0, X0
+	VMOVSS        X0, (DI)
+	ADDQ          $0x04, DI
+	ADDQ          SI, BX
+	DECQ          AX
+	JNZ           row
 	VZEROUPPER
 	RET
 

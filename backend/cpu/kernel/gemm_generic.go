@@ -144,6 +144,21 @@ func gemvDotF16Generic(rows, k int, x []float32, xRow int, w []uint16, wRow int,
 	}
 }
 
+// gemvEachBF16Generic computes the products of one row of x with rows of w in bfloat16, over k a multiple of gemvDotStep:
+// out[i] = sum over p of x[p] w[i*wRow+p].
+func gemvEachBF16Generic(rows, k int, x []float32, w []uint16, wRow int, out []float32) {
+	for i := range rows {
+		out[i] = gemvDotRow(x[:k], w[i*wRow:i*wRow+k], gemmFromBF16)
+	}
+}
+
+// gemvEachF16Generic is gemvEachBF16Generic for half precision.
+func gemvEachF16Generic(rows, k int, x []float32, w []uint16, wRow int, out []float32) {
+	for i := range rows {
+		out[i] = gemvDotRow(x[:k], w[i*wRow:i*wRow+k], gemmFromF16)
+	}
+}
+
 // gemvDotRow keeps four sums, as one would wait for each addition.
 func gemvDotRow[T float32 | uint16](x []float32, w []T, from func(T) float32) float32 {
 	var s0, s1, s2, s3 float32

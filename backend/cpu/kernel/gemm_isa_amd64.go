@@ -12,13 +12,15 @@ func init() {
 		gemmTransposeF32, gemmTransposeBF16 = gemmTransposeF32AVX2, gemmTransposeBF16AVX2
 		gemvDotF32, gemvDotBF16 = gemvDotF32AVX2, gemvDotBF16AVX2
 		gemvDotRows, gemvDotStep = 3, 8
+		gemvEachBF16 = gemvEachBF16AVX2
 		if cpu.X86.HasF16C {
-			gemmTransposeF16, gemvDotF16 = gemmTransposeF16AVX2, gemvDotF16AVX2
+			gemmTransposeF16, gemvDotF16, gemvEachF16 = gemmTransposeF16AVX2, gemvDotF16AVX2, gemvEachF16AVX2
 		}
 	})
 	register("avx512", func() {
 		gemmTile, gemmRows, gemmCols, gemmDepth = gemmTileAVX512, 12, 32, 256
 		gemvDotF32, gemvDotBF16, gemvDotF16 = gemvDotF32AVX512, gemvDotBF16AVX512, gemvDotF16AVX512
 		gemvDotRows, gemvDotStep = 6, 16
+		gemvEachBF16, gemvEachF16 = gemvEachBF16AVX512, gemvEachF16AVX512
 	})
 }

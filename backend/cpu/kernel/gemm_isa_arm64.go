@@ -7,6 +7,7 @@ func init() {
 		gemmTile, gemmRows, gemmCols, gemmDepth = gemmTileNEON, 6, 16, 256
 		gemvDotF32, gemvDotBF16 = gemvDotF32NEON, gemvDotBF16NEON
 		gemvDotRows, gemvDotStep = 3, 4
+		gemvEachBF16 = nil
 	})
 }
 

@@ -39,6 +39,9 @@ func main() {
 		tile(s)
 		for _, e := range elements {
 			dot(s, e.name, e.goType, e.bytes)
+			if e.bytes == 2 {
+				dotEach(s, e.name, e.goType, e.bytes)
+			}
 		}
 	}
 	for _, e := range elements {
@@ -340,6 +343,91 @@ func dotRows(s set, element string, size, rows int, k, x, xRow, w, wRow, out, ou
 			ADDQ(outRow, out)
 		}
 	}
+	VZEROUPPER()
+	RET()
+}
+
+// ahead is how far dotEach fetches, over the ends of rows.
+const ahead = 2048
+
+// dotEach multiplies one row of x with rows of w one after the other.
+func dotEach(s set, element, goType string, size int) {
+	name := "gemvEach" + element + s.name
+	TEXT(name, NOSPLIT, fmt.Sprintf("func(rows, k int, x []float32, w []%s, wRow int, out []float32)", goType))
+	Doc(fmt.Sprintf("%s is gemvEachGeneric for %s weights and k a multiple of %d.", name, element, s.lanes))
+	rows := Load(Param("rows"), GP64())
+	k := Load(Param("k"), GP64())
+	x := Load(Param("x").Base(), GP64())
+	w := Load(Param("w").Base(), GP64())
+	wRow := bytes("wRow", size)
+	out := Load(Param("out").Base(), GP64())
+	const sums = 4
+	steps := max(sums, 128/(size*s.lanes)) // two lines of w
+
+	Label("row")
+	xAt, wAt, n := GP64(), GP64(), GP64()
+	MOVQ(x, xAt)
+	MOVQ(w, wAt)
+	MOVQ(k, n)
+	acc := make([]reg.VecVirtual, sums)
+	for i := range acc {
+		acc[i] = s.vector()
+		VXORPS(acc[i], acc[i], acc[i])
+	}
+	step := func(u int) {
+		v := s.vector()
+		load(element, Mem{Base: wAt, Disp: size * s.lanes * u}, v)
+		VFMADD231PS(Mem{Base: xAt, Disp: 4 * s.lanes * u}, v, acc[u%sums])
+	}
+	advance := func(steps int) {
+		ADDQ(U32(4*s.lanes*steps), xAt)
+		ADDQ(U32(size*s.lanes*steps), wAt)
+	}
+	SUBQ(U8(s.lanes*steps), n)
+	JLT(LabelRef("tail"))
+	Label("loop")
+	for at := 0; at < size*s.lanes*steps; at += 64 {
+		PREFETCHT0(Mem{Base: wAt, Disp: ahead + at})
+	}
+	for u := range steps {
+		step(u)
+	}
+	advance(steps)
+	SUBQ(U8(s.lanes*steps), n)
+	JGE(LabelRef("loop"))
+	Label("tail")
+	ADDQ(U8(s.lanes*steps), n)
+	JZ(LabelRef("reduce"))
+	Label("one")
+	step(0)
+	advance(1)
+	SUBQ(U8(s.lanes), n)
+	JNZ(LabelRef("one"))
+	Label("reduce")
+	VADDPS(acc[1], acc[0], acc[0])
+	VADDPS(acc[3], acc[2], acc[2])
+	VADDPS(acc[2], acc[0], acc[0])
+	if s.lanes == 16 {
+		upper := YMM()
+		VEXTRACTF64X4(U8(1), acc[0], upper)
+		VADDPS(upper, acc[0].AsY(), acc[0].AsY())
+	}
+	low, other := acc[0].AsX(), XMM()
+	if s.lanes == 16 {
+		VEXTRACTF32X4(U8(1), acc[0].AsY(), other)
+	} else {
+		VEXTRACTF128(U8(1), acc[0], other)
+	}
+	VADDPS(other, low, low)
+	for _, shuffle := range []int{0x0e, 0x01} {
+		VPERMILPS(U8(shuffle), low, other)
+		VADDPS(other, low, low)
+	}
+	VMOVSS(low, Mem{Base: out})
+	ADDQ(U8(4), out)
+	ADDQ(wRow, w)
+	DECQ(rows)
+	JNZ(LabelRef("row"))
 	VZEROUPPER()
 	RET()
 }
