@@ -100,7 +100,7 @@ func (t *TaskResult) writeCurves(dir string) error {
 		for _, p := range positions {
 			x, y = append(x, middle(p.From, p.To)), append(y, p.Loss)
 		}
-		c := plot.Chart{Title: "Loss by position", X: plot.Axis{Label: "position in the window, tokens", Log: true},
+		c := plot.Chart{Title: "Loss by position", X: plot.Axis{Label: "position in the window, tokens", Log: true, Binary: true},
 			Y: plot.Axis{Label: "nats per token"}, Series: []plot.Series{{X: x, Y: y, Points: true}}}
 		if err := c.Write(filepath.Join(dir, t.Task+"_by_position")); err != nil {
 			return err
@@ -124,9 +124,10 @@ func (t *TaskResult) writeCurves(dir string) error {
 // middle is the middle of a bucket on a logarithmic axis.
 func middle(from, to int) float64 { return math.Sqrt(float64(max(1, from)) * float64(to)) }
 
-// Charts are the shares drawn: slot_share_layers by layer, with every head and the mean, and slot_share_positions against position.
+// Charts are the shares drawn: slot_share_layers by layer, with every head and the mean, and slot_share_positions against position, with every layer.
 func (s *Shares) Charts() map[string]*plot.Chart {
-	layers := &plot.Chart{Title: "Slot share by layer", X: plot.Axis{Label: "layer"}, Y: plot.Axis{Label: "share of attention that reads slots", Max: 1}}
+	share := plot.Axis{Label: "share of attention that reads slots", Max: 1}
+	layers := &plot.Chart{Title: "Slot share by layer", X: plot.Axis{Label: "layer", Whole: true}, Y: share}
 	number := make([]float64, len(s.Layers))
 	for i := range number {
 		number[i] = float64(i)
@@ -138,9 +139,9 @@ func (s *Shares) Charts() map[string]*plot.Chart {
 		}
 		layers.Series = append(layers.Series, plot.Series{X: number, Y: y, Faint: true, Color: 1})
 	}
+	layers.Series[0].Name = "each head"
 	layers.Series = append(layers.Series, plot.Series{Name: "mean over heads", X: number, Y: s.Layers, Points: true, Color: 1})
-	positions := &plot.Chart{Title: "Slot share by position", X: plot.Axis{Label: "position, tokens", Log: true},
-		Y: plot.Axis{Label: "share of attention that reads slots", Max: 1}}
+	positions := &plot.Chart{Title: "Slot share by position", X: plot.Axis{Label: "position, tokens", Log: true, Binary: true}, Y: share}
 	var x, mean []float64
 	for _, p := range s.Positions {
 		x, mean = append(x, middle(p.From, p.To)), append(mean, p.Mean)
@@ -152,6 +153,7 @@ func (s *Shares) Charts() map[string]*plot.Chart {
 		}
 		positions.Series = append(positions.Series, plot.Series{X: x, Y: y, Faint: true, Color: 2})
 	}
+	positions.Series[0].Name = "each layer"
 	positions.Series = append(positions.Series, plot.Series{Name: "mean over layers", X: x, Y: mean, Points: true, Color: 2})
 	return map[string]*plot.Chart{"slot_share_layers": layers, "slot_share_positions": positions}
 }

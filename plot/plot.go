@@ -9,6 +9,7 @@ import (
 	"image/color"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 
 	"gonum.org/v1/plot"
@@ -27,6 +28,9 @@ type Chart struct {
 	Title  string
 	X, Y   Axis
 	Series []Series
+	// Skipped is what the legend calls a point whose y is NaN, such as "not measured": it is marked by a cross at the upper edge. Empty: it is left out
+	// without a word.
+	Skipped string
 }
 
 // Axis is one axis. Min and Max, where they differ, replace the range of the data.
@@ -34,6 +38,7 @@ type Axis struct {
 	Label    string
 	Log      bool // logarithmic; values must be positive
 	Binary   bool // of a logarithmic axis: ticks at powers of two, written 512, 1K, 1M
+	Whole    bool // of a linear axis: ticks at whole numbers alone, such as those of layers
 	Min, Max float64
 }
 
@@ -97,6 +102,9 @@ func (c *Chart) draw(canvas vg.CanvasSizer) error {
 			return err
 		}
 	}
+	if slices.ContainsFunc(c.Series, func(s Series) bool { return len(c.missing(s)) > 0 }) {
+		p.Legend.Add(c.Skipped, skippedMark{draw.GlyphStyle{Color: ink, Radius: 3, Shape: draw.CrossGlyph{}}})
+	}
 	c.X.limit(&p.X)
 	c.Y.limit(&p.Y)
 	area := draw.New(canvas)
@@ -129,7 +137,7 @@ func (c *Chart) style(p *plot.Plot) {
 		a.to.Tick.Label.Font, a.to.Tick.Label.Color = sans(10), ink
 		a.to.LineStyle.Color, a.to.Tick.LineStyle.Color = grid, grid
 		a.to.Tick.Length, a.to.Padding = 4, 4
-		a.to.Tick.Marker = plot.TickerFunc(ticks)
+		a.to.Tick.Marker = plot.TickerFunc(func(low, high float64) []plot.Tick { return ticks(low, high, a.from.Whole) })
 		if a.from.Log {
 			a.to.Scale, a.to.Tick.Marker = plot.LogScale{}, plot.TickerFunc(logTicks)
 		}
@@ -185,14 +193,17 @@ func Binary(x float64) string {
 	return strconv.FormatFloat(x, 'f', -1, 64)
 }
 
-// ticks are the multiples of 1, 2 or 5 times a power of ten, at least four of them and at most nine.
-func ticks(low, high float64) []plot.Tick {
+// ticks are the multiples of 1, 2 or 5 times a power of ten, at least four of them and at most nine; of whole numbers perhaps fewer.
+func ticks(low, high float64, whole bool) []plot.Tick {
 	step := math.Pow(10, math.Floor(math.Log10(high-low)))
 	for _, part := range []float64{1, 0.5, 0.2, 0.1} {
 		if (high-low)/(step*part) >= 4 {
 			step *= part
 			break
 		}
+	}
+	if whole {
+		step = max(step, 1)
 	}
 	decimals := max(0, int(-math.Floor(math.Log10(step)+1e-9)))
 	var list []plot.Tick
@@ -212,14 +223,18 @@ func (c *Chart) add(p *plot.Plot, i int, s Series) error {
 			points = append(points, plotter.XY{X: x, Y: s.Y[k]})
 		}
 	}
-	if len(points) == 0 {
-		return nil
-	}
-	points = thin(points)
+	place := i
 	if s.Color > 0 {
 		i = s.Color - 1
 	}
 	col := palette[i%len(palette)]
+	if missing := c.missing(s); len(missing) > 0 {
+		p.Add(crosses{missing, place, draw.GlyphStyle{Color: col, Radius: 3, Shape: draw.CrossGlyph{}}})
+	}
+	if len(points) == 0 {
+		return nil
+	}
+	points = thin(points)
 	line, marks, err := plotter.NewLinePoints(points)
 	if err != nil {
 		return fmt.Errorf("plot: series %q: %w", s.Name, err)
@@ -244,6 +259,42 @@ func (c *Chart) add(p *plot.Plot, i int, s Series) error {
 	}
 	return nil
 }
+
+// missing is the x of a series' skipped points.
+func (c *Chart) missing(s Series) (list []float64) {
+	for k, x := range s.X {
+		if c.Skipped != "" && math.IsNaN(s.Y[k]) && c.X.shows(x) {
+			list = append(list, x)
+		}
+	}
+	return list
+}
+
+// crosses are marks at the upper edge, in a row for every series.
+type crosses struct {
+	x     []float64
+	row   int
+	style draw.GlyphStyle
+}
+
+// Plot implements plot.Plotter.
+func (c crosses) Plot(to draw.Canvas, p *plot.Plot) {
+	at, _ := p.Transforms(&to)
+	for _, x := range c.x {
+		to.DrawGlyph(c.style, vg.Point{X: at(x), Y: to.Max.Y - vg.Length(c.row)*3*c.style.Radius})
+	}
+}
+
+// DataRange implements plot.DataRanger: the marks widen the axis of x and say nothing of y.
+func (c crosses) DataRange() (lowX, highX, lowY, highY float64) {
+	return slices.Min(c.x), slices.Max(c.x), math.Inf(1), math.Inf(-1)
+}
+
+// skippedMark stands in the legend for all crosses.
+type skippedMark struct{ style draw.GlyphStyle }
+
+// Thumbnail implements plot.Thumbnailer.
+func (m skippedMark) Thumbnail(c *draw.Canvas) { c.DrawGlyph(m.style, c.Center()) }
 
 func (a Axis) shows(x float64) bool {
 	return !math.IsNaN(x) && !math.IsInf(x, 0) && (!a.Log || x > 0)

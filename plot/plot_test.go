@@ -105,6 +105,33 @@ func TestEdges(t *testing.T) {
 	}
 }
 
+// Points that are skipped are marked and named where the chart says so, and widen the axis; elsewhere they are left out.
+func TestSkipped(t *testing.T) {
+	c := Chart{X: Axis{Log: true, Binary: true}, Y: Axis{Log: true}, Series: []Series{{Name: "a", X: []float64{128, 256, 1 << 20}, Y: []float64{1, 2, math.NaN()}, Points: true}}}
+	var without, with bytes.Buffer
+	if err := c.SVG(&without); err != nil {
+		t.Fatal(err)
+	}
+	c.Skipped = "not measured"
+	if err := c.SVG(&with); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{">not measured<", ">512K<"} {
+		if strings.Contains(without.String(), text) || !strings.Contains(with.String(), text) {
+			t.Errorf("%q must be where points are skipped, and there alone", text)
+		}
+	}
+	c.Series[0].Y[2] = 3
+	with.Reset()
+	if err := c.SVG(&with); err != nil || strings.Contains(with.String(), "not measured") {
+		t.Errorf("a legend for what is not there, error %v", err)
+	}
+	c.Series[0].Y = []float64{math.NaN(), math.NaN(), math.NaN()}
+	if err := c.PNG(io.Discard); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSmooth(t *testing.T) {
 	got := Smooth([]float64{math.NaN(), 4, 4, math.Inf(1), 0}, 2)
 	if !math.IsNaN(got[0]) || got[1] != 4 || got[2] != 4 || got[3] != 4 || !(got[4] > 1 && got[4] < 3) {
@@ -155,13 +182,15 @@ func TestThin(t *testing.T) {
 func TestTicks(t *testing.T) {
 	for _, c := range []struct {
 		low, high float64
+		whole     bool
 		want      string
 	}{
-		{0, 5000, "0 1000 2000 3000 4000 5000"}, {1.7, 6.3, "2 3 4 5 6"}, {0, 1, "0.0 0.2 0.4 0.6 0.8 1.0"},
-		{-0.03, 0.021, "-0.03 -0.02 -0.01 0.00 0.01 0.02"}, {99.5, 100.5, "99.6 99.8 100.0 100.2 100.4"},
+		{0, 5000, false, "0 1000 2000 3000 4000 5000"}, {1.7, 6.3, false, "2 3 4 5 6"}, {0, 1, false, "0.0 0.2 0.4 0.6 0.8 1.0"},
+		{-0.03, 0.021, false, "-0.03 -0.02 -0.01 0.00 0.01 0.02"}, {99.5, 100.5, false, "99.6 99.8 100.0 100.2 100.4"},
+		{0, 3, true, "0 1 2 3"}, {0, 29, true, "0 5 10 15 20 25"}, {0, 1, true, "0 1"},
 	} {
 		var got []string
-		for _, tick := range ticks(c.low, c.high) {
+		for _, tick := range ticks(c.low, c.high, c.whole) {
 			got = append(got, tick.Label)
 		}
 		if s := strings.Join(got, " "); s != c.want {
