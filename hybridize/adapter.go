@@ -45,6 +45,7 @@ type NHABlock struct {
 
 // The names of PEFT.
 const (
+	adapterName        = "adapter" // folder in the hybrid's directory
 	adapterConfigName  = "adapter_config.json"
 	adapterWeightsName = "adapter_model.safetensors"
 	adapterPrefix      = "base_model.model."

@@ -8,34 +8,33 @@ import (
 	"nha/weights"
 )
 
-// Apply writes the hybrid that the adapter in a directory makes of a base: `nha convert --merge`. dtype is that of the weights written;
-// Invalid: as the base has them, F32 from a GGUF file. A base other than the one that the adapter was trained on is an error.
-func Apply(adapter, base, out string, dtype tensor.DType, force bool) error {
+// Apply writes the hybrid that the adapter in a directory makes of a base: `nha convert --merge`. Of the options Edit is its own; without a DType
+// weights are as the base has them, F32 from a GGUF file. A base other than the one that the adapter was trained on is an error.
+func Apply(adapter, base, out string, o convert.Options) (r convert.Result, err error) {
 	a, err := ReadAdapter(adapter)
 	if err != nil {
-		return err
+		return r, err
 	}
 	path, err := model.Find(base)
 	if err != nil {
-		return err
+		return r, err
 	}
 	c, err := model.ReadConfig(path)
 	if err != nil {
-		return err
+		return r, err
 	}
 	hash, err := baseHash(path)
 	if err != nil {
-		return err
+		return r, err
 	}
-	edit, err := a.Edit(c, hash)
+	o.Edit, err = a.Edit(c, hash)
 	if err != nil {
-		return err
+		return r, err
 	}
-	if dtype == tensor.Invalid && weights.IsGGUF(path) {
-		dtype = tensor.F32
+	if o.DType == tensor.Invalid && weights.IsGGUF(path) {
+		o.DType = tensor.F32
 	}
-	_, err = convert.Model(path, out, convert.Options{DType: dtype, Force: force, Edit: edit})
-	return err
+	return convert.Model(path, out, o)
 }
 
 // baseHash identifies a base by its own numbers, on a processor: a card would round them.

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"math"
 	"os"
-	"strings"
 
 	"nha/model"
 )
@@ -119,13 +118,3 @@ func (j *Journal) Remember(measure func(model.Windows) (Quality, error)) func(mo
 
 // Close closes the file.
 func (j *Journal) Close() error { return j.file.Close() }
-
-// windowsFile is the text of the windows file of a search: TOML that --windows @FILE reads.
-func windowsFile(w model.Windows, comment string) string {
-	var b strings.Builder
-	for _, line := range strings.Split(comment, "\n") {
-		fmt.Fprintf(&b, "# %s\n", line)
-	}
-	fmt.Fprintf(&b, "windows = %q\n", w.String())
-	return b.String()
-}

@@ -13,7 +13,7 @@ import (
 
 // Write writes report.json, report.md and the charts layer_errors and slot_share (SVG and PNG) into a directory.
 func (r *Report) Write(dir string) error {
-	if err := atomicfile.WriteFile(filepath.Join(dir, "report.json"), 0o644, func(w io.Writer) error {
+	if err := atomicfile.WriteFile(filepath.Join(dir, reportName), 0o644, func(w io.Writer) error {
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
 		return e.Encode(r)

@@ -17,6 +17,7 @@ import (
 // Recipe is a whole conversion, the keys of a TOML file.
 type Recipe struct {
 	Base       string   `toml:"base"`    // directory, GGUF file or Hugging Face name
+	From       string   `toml:"from"`    // an earlier conversion of the same base to go on from; empty: the base with new gates
 	Windows    string   `toml:"windows"` // of every layer (SPEC 2)
 	Slots      int      `toml:"slots"`
 	Gates      string   `toml:"gates"` // spread, keys or random

@@ -18,6 +18,9 @@ import (
 	"nha/train"
 )
 
+// reportName is the report's file in the hybrid's directory.
+const reportName = "report.json"
+
 // Report is what a conversion did and what it cost, as report.json holds it; report.md is for people (markdown.go).
 type Report struct {
 	Base     string  `json:"base"`

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,6 +46,7 @@ type conversion struct {
 	tk      tokenizer.Tokenizer
 	text    *text
 	base    *calibration
+	origin  *origin           // what the recipe starts from; nil: the base
 	trained map[string]string // by tensor: the stage's directory that holds its last values
 	report  *Report
 }
@@ -72,6 +72,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 		return nil, err
 	}
 	defer c.text.close()
+	defer func() { err = errors.Join(err, c.origin.close()) }()
 	if err := c.start(ctx); err != nil {
 		return nil, err
 	}
@@ -90,6 +91,11 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 func (c *conversion) check() (err error) {
 	if err := c.Recipe.Check(); err != nil {
 		return err
+	}
+	if name, ok := strings.CutPrefix(c.Windows, "@"); ok {
+		if c.Windows, err = ReadWindows(name); err != nil {
+			return fmt.Errorf("windows: %w", err)
+		}
 	}
 	if c.path, err = model.Find(c.Base); err != nil {
 		return err
@@ -142,7 +148,10 @@ func (c *conversion) check() (err error) {
 	if len(c.Stages) > 0 && len(c.Data) == 0 {
 		return errors.New("data: stages train on text; name files, or leave the stages out")
 	}
-	return nil
+	if c.From != "" {
+		c.origin, err = c.openOrigin(&hybrid)
+	}
+	return err
 }
 
 // newGates is the number of layers that get a gate: all of them, or with no slots none.
@@ -192,6 +201,11 @@ func (c *conversion) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if c.origin != nil {
+		if err := c.origin.checkBase(hash, c.Base); err != nil {
+			return err
+		}
+	}
 	c.report = newReport(c, hash, &hybrid)
 	if err := c.report.measureBase(ctx, base, c); err != nil {
 		return err
@@ -202,34 +216,71 @@ func (c *conversion) start(ctx context.Context) error {
 	if err := c.claim(-1); err != nil {
 		return err
 	}
+	began, err := c.beginning(base, &hybrid)
+	if err != nil {
+		return err
+	}
 	if !model.Exists(c.stageDir(-1)) {
-		if err := c.writeStart(ctx, base, &hybrid); err != nil {
+		if err := c.writeStart(ctx, began); err != nil {
 			return err
 		}
 	}
-	student, err := model.Load(c.stageDir(-1), c.b, model.LoadOptions{})
+	for name := range began {
+		c.trained[name] = c.stageDir(-1)
+	}
+	student, err := model.Load(c.stageDir(-1), c.b, model.LoadOptions{Own: true, LoRA: c.lora()})
 	if err != nil {
 		return err
 	}
 	defer student.Close()
+	c.setUpdates(student)
 	run := &stageRun{conversion: c, student: student, base: base, transfer: newTransfer(student, base, c.base), distill: newDistill(student, base, 0)}
 	defer run.close()
 	return run.measure(StageReport{Kind: "start"})
 }
 
-// writeStart writes the base with its new gates.
-func (c *conversion) writeStart(ctx context.Context, base *model.Model, hybrid *model.Config) error {
+// beginning is what differs from the base before any training: new gates, or what an earlier conversion left.
+func (c *conversion) beginning(base *model.Model, hybrid *model.Config) (map[string]tensor.Tensor, error) {
+	if c.origin != nil {
+		source, err := openWeights(c.path)
+		if err != nil {
+			return nil, err
+		}
+		defer source.Close()
+		return c.origin.changed(hybrid, source)
+	}
 	added := map[string]tensor.Tensor{}
 	for layer := range c.newGates(hybrid) {
 		k, ok := base.Parameter(fmt.Sprintf("model.layers.%d.self_attn.k_proj.weight", layer))
 		if !ok {
-			return fmt.Errorf("%s: layer %d has no key projection", c.Base, layer)
+			return nil, fmt.Errorf("%s: layer %d has no key projection", c.Base, layer)
 		}
 		rows := gates(GateStart(c.Gates), base.Host(k, tensor.F32).F32(), c.base.means[layer], hybrid.NumKVHeads, hybrid.HeadDim, c.Slots, hybrid.HiddenSize, c.Seed, layer)
 		added[gateName(layer)] = tensor.FromF32(rows, hybrid.NumKVHeads*c.Slots, hybrid.HiddenSize)
 	}
-	_, err := convert.Model(c.path, c.stageDir(-1), convert.Options{Context: ctx, DType: tensor.F32, Edit: &convert.Edit{Config: c.hybridize, Added: added}})
+	return added, nil
+}
+
+// writeStart writes the base with what differs.
+func (c *conversion) writeStart(ctx context.Context, began map[string]tensor.Tensor) error {
+	edit, err := (&Adapter{Modules: began}).Edit(c.config, c.report.BaseHash)
+	if err != nil {
+		return err
+	}
+	edit.Config = c.hybridize
+	_, err = convert.Model(c.path, c.stageDir(-1), convert.Options{Context: ctx, DType: tensor.F32, Edit: edit})
 	return err
+}
+
+// setUpdates gives a model that begins the low-rank updates of the conversion that it goes on from.
+func (c *conversion) setUpdates(m *model.Model) {
+	for name, x := range c.origin.updates(m.Config.LayerWindows) {
+		p, ok := m.Parameter(name)
+		if !ok {
+			panic("hybridize: a model without the update " + name)
+		}
+		m.Set(p, x)
+	}
 }
 
 // beganName is a file that says that what stands under Out is this conversion's, without its report yet.
@@ -266,8 +317,8 @@ func (c *conversion) finish(ctx context.Context) error {
 	if _, err := convert.Model(c.path, c.Out, convert.Options{Context: ctx, DType: dtype, Force: force, Edit: edit}); err != nil {
 		return err
 	}
-	if len(c.LoRA.Targets) > 0 {
-		dir := filepath.Join(c.Out, "adapter")
+	if c.small(a) {
+		dir := filepath.Join(c.Out, adapterName)
 		if err := os.MkdirAll(dir, 0o777); err != nil {
 			return err
 		}
@@ -292,14 +343,8 @@ func (c *conversion) adapter() (*Adapter, error) {
 	}
 	a := &Adapter{Rank: c.LoRA.Rank, Alpha: c.LoRA.Alpha, Base: c.Base, A: map[string]tensor.Tensor{}, B: map[string]tensor.Tensor{}, Modules: map[string]tensor.Tensor{},
 		NHA: NHABlock{BaseHash: c.report.BaseHash, NumSlots: c.Slots, LayerWindows: hybrid.LayerWindows.String(), EmptySlots: hybrid.EmptySlots, GateLogitNormalizer: hybrid.GateLogitNormalizer}}
-	where := maps.Clone(c.trained)
-	for layer := range c.newGates(&hybrid) {
-		if where[gateName(layer)] == "" {
-			where[gateName(layer)] = c.stageDir(-1)
-		}
-	}
 	byDir := map[string][]string{}
-	for name, dir := range where {
+	for name, dir := range c.trained {
 		byDir[dir] = append(byDir[dir], name)
 	}
 	for dir, names := range byDir {
@@ -307,26 +352,45 @@ func (c *conversion) adapter() (*Adapter, error) {
 			return nil, err
 		}
 	}
+	projections := c.lora().Projections(&c.config)
+	if len(projections) == 0 {
+		return a, nil
+	}
+	pairs := c.origin.updates(hybrid.LayerWindows)
 	if len(c.Stages) > 0 {
-		projections := c.lora().Projections(&c.config)
+		pairs = map[string]tensor.Tensor{}
 		var names []string
 		for _, p := range projections {
 			stem := strings.TrimSuffix(p.Name, weightSuffix)
 			names = append(names, stem+loraASuffix, stem+loraBSuffix)
 		}
-		pairs := map[string]tensor.Tensor{}
 		if err := readInto(pairs, c.stageDir(len(c.Stages)-1), names); err != nil {
 			return nil, err
 		}
-		for _, p := range projections {
-			name, stem := p.Name, strings.TrimSuffix(p.Name, weightSuffix)
-			a.A[name], a.B[name] = pairs[stem+loraASuffix], pairs[stem+loraBSuffix]
-			for i := range a.B[name].F32() { // the model's B holds the factor alpha / r
-				a.B[name].F32()[i] *= float32(float64(a.Rank) / a.Alpha)
-			}
+	}
+	for _, p := range projections {
+		stem := strings.TrimSuffix(p.Name, weightSuffix)
+		x, ok := pairs[stem+loraASuffix]
+		if !ok { // of a layer that no stage trained: the base's
+			continue
 		}
+		y := pairs[stem+loraBSuffix]
+		for i := range y.F32() { // the model's B holds the factor alpha / r
+			y.F32()[i] *= float32(float64(a.Rank) / a.Alpha)
+		}
+		a.A[p.Name], a.B[p.Name] = x, y
 	}
 	return a, nil
+}
+
+// small reports whether the adapter is worth a file beside the model: it holds updates of low rank, new tensors and vectors, no matrix of the base.
+func (c *conversion) small(a *Adapter) bool {
+	for _, s := range c.config.Specs() {
+		if t, ok := a.Modules[s.Name]; ok && t.Shape.Rank() > 1 {
+			return false
+		}
+	}
+	return len(a.A)+len(a.Modules) > 0
 }
 
 // readInto copies tensors of a model directory, as float32.

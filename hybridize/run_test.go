@@ -13,6 +13,7 @@ import (
 	_ "nha/backend/cpu"
 
 	"nha/backend"
+	"nha/convert"
 	"nha/data"
 	"nha/model"
 	"nha/tensor"
@@ -223,7 +224,7 @@ func TestLoRAConversion(t *testing.T) {
 		t.Errorf("adapter %d updates, %d modules, %+v", len(a.A), len(a.Modules), a.NHA)
 	}
 	applied := filepath.Join(t.TempDir(), "applied")
-	if err := Apply(filepath.Join(o.Out, "adapter"), base, applied, tensor.Invalid, false); err != nil {
+	if _, err := Apply(filepath.Join(o.Out, "adapter"), base, applied, convert.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	want := tensors(t, o.Out)
@@ -242,7 +243,7 @@ func TestLoRAConversion(t *testing.T) {
 	if err := weights.Write(filepath.Join(other, weights.FileName), nil, list); err != nil {
 		t.Fatal(err)
 	}
-	if err := Apply(filepath.Join(o.Out, "adapter"), other, applied+"2", tensor.Invalid, false); err == nil || !strings.Contains(err.Error(), "another base") {
+	if _, err := Apply(filepath.Join(o.Out, "adapter"), other, applied+"2", convert.Options{}); err == nil || !strings.Contains(err.Error(), "another base") {
 		t.Errorf("another base: %v", err)
 	}
 }

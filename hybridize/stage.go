@@ -128,6 +128,9 @@ func (c *conversion) stage(ctx context.Context, i int) error {
 		return err
 	}
 	defer student.Close()
+	if from == c.stageDir(-1) {
+		c.setUpdates(student)
+	}
 	base, err := model.Load(c.path, c.b, model.LoadOptions{Share: student, Shares: func(name string) bool { return c.trained[name] == "" }})
 	if err != nil {
 		return err
@@ -296,6 +299,9 @@ func (c *conversion) identity(i int) (map[string]string, error) {
 	}
 	id := map[string]string{"base": c.report.BaseHash, "windows": c.Windows, "slots": strconv.Itoa(c.Slots), "gates": c.Gates, "seed": strconv.FormatUint(c.Seed, 10),
 		"context": strconv.Itoa(c.Context), "data": c.text.fingerprint()}
+	if c.origin != nil {
+		id["from"] = c.origin.hash
+	}
 	if i >= 0 {
 		id["batch"], id["lora"], id["stages"] = strconv.Itoa(c.Batch), string(lora), string(stages)
 	}

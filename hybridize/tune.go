@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,11 +26,11 @@ import (
 // TuneOptions are a search for the windows of a model.
 type TuneOptions struct {
 	Model  string
-	Base   string // gives full layers its own attention in place of the model's; empty: the model's
+	Base   string // gives layers its own attention where their window is not the model's; empty: the model's is kept
 	Budget Budget
 	Data   []string // text whose loss is measured
 	Out    string   // windows file; beside it OUT.jsonl, the journal, OUT.costs.json, and with Pareto OUT.svg and OUT.png
-	Apply  bool     // write the windows (and the base's attention in full layers) into the model
+	Apply  bool     // write the windows into the model's configuration
 
 	Choices      []int // windows a layer may have, ascending
 	Context      int   // tokens of a row of text
@@ -84,9 +82,10 @@ type tuner struct {
 	batches []model.Batch
 	data    string // fingerprint
 	tape    *autograd.Tape
-	// By layer, the attention's tensors where full layers are the base's: the model's own and the base's.
+	// By layer, where there is a base: the attention's tensors, the model's own and the base's, and which it has now.
 	own, base []map[string]tensor.Tensor
 	fromBase  []bool
+	fitted    model.Windows // the model's own: what its attention was trained at
 }
 
 // Tune searches, writes the windows file and, where asked to, the picture and the model.
@@ -100,6 +99,9 @@ func Tune(ctx context.Context, o TuneOptions) (_ *Tuned, err error) {
 	path, err := model.Find(o.Model)
 	if err != nil {
 		return nil, err
+	}
+	if o.Apply && weights.IsGGUF(path) {
+		return nil, fmt.Errorf("apply: %s is a GGUF file and stays as it is: convert it to a directory to apply windows", path)
 	}
 	b, err := backend.OpenBest(o.Backend, o.Threads, o.Notice)
 	if err != nil {
@@ -119,6 +121,7 @@ func Tune(ctx context.Context, o TuneOptions) (_ *Tuned, err error) {
 			return nil, fmt.Errorf("pareto: %d full layers: %s has %d layers", n, o.Model, layers)
 		}
 	}
+	t.fitted = slices.Clone(t.m.Config.LayerWindows)
 	hash := t.m.Hash()
 	if t.batches, err = t.read(ctx); err != nil {
 		return nil, err
@@ -167,6 +170,8 @@ func (o *TuneOptions) check() error {
 	switch {
 	case len(o.Choices) < 2:
 		return errors.New("choices: name at least two windows, such as 64,full")
+	case o.Apply && o.Base != "":
+		return fmt.Errorf("apply: layers of another window take the base's attention: nha hybridize %s --from %s --windows @%s --out DIR makes that model", o.Base, o.Model, o.Out)
 	case o.Out == "":
 		return errors.New("out: name a file for the windows")
 	case len(o.Data) == 0:
@@ -260,10 +265,10 @@ func openWeights(path string) (weights.Source, error) {
 	return weights.OpenDir(path)
 }
 
-// place gives the model windows, and full layers the base's attention.
+// place gives the model windows, and layers the base's attention where their window is not the one that the model's own was trained at.
 func (t *tuner) place(w model.Windows) error {
 	for layer := range t.fromBase {
-		want := w[layer] == attention.Full
+		want := w[layer] != t.fitted[layer]
 		if want == t.fromBase[layer] {
 			continue
 		}
@@ -382,11 +387,8 @@ func (r *Tuned) write(o *TuneOptions, s *Search) error {
 	return chart.Write(o.Out)
 }
 
-// apply writes the windows into the model's config.json, and the base's attention into its full layers.
+// apply writes the windows into the model's config.json.
 func (t *tuner) apply(path string, w model.Windows) error {
-	if weights.IsGGUF(path) {
-		return fmt.Errorf("%s is a GGUF file and stays as it is: convert it to a directory to apply windows", path)
-	}
 	c, err := model.ReadConfig(path)
 	if err != nil {
 		return err
@@ -394,34 +396,5 @@ func (t *tuner) apply(path string, w model.Windows) error {
 	if err := c.ApplyWindows(w.String()); err != nil {
 		return err
 	}
-	if t.Base != "" {
-		if err := t.rewrite(path, w); err != nil {
-			return err
-		}
-	}
 	return model.WriteConfig(path, &c)
-}
-
-// rewrite replaces the model's weights file by one with the base's attention in full layers.
-func (t *tuner) rewrite(path string, w model.Windows) error {
-	source, err := weights.OpenDir(path)
-	if err != nil {
-		return err
-	}
-	defer source.Close()
-	if _, err := os.Stat(filepath.Join(path, weights.IndexName)); err == nil {
-		return fmt.Errorf("%s has its weights in several files: write it into one with nha convert first", path)
-	}
-	var list []weights.Named
-	for _, name := range source.Names() {
-		x, _ := source.Tensor(name)
-		n := weights.Named{Name: name, Tensor: x, As: x.DType}
-		if layer := layerOf(name); layer >= 0 && w[layer] == attention.Full {
-			if b, ok := t.base[layer][name]; ok {
-				n.Tensor = b
-			}
-		}
-		list = append(list, n)
-	}
-	return weights.Write(filepath.Join(path, weights.FileName), map[string]string{"format": "pt"}, list)
 }

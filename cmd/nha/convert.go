@@ -13,6 +13,18 @@ import (
 	"nha/weights"
 )
 
+// writeModel converts a model, or applies an adapter to it.
+func writeModel(name, dir, adapter string, o convert.Options) (convert.Result, error) {
+	if adapter != "" {
+		return hybridize.Apply(adapter, name, dir, o)
+	}
+	path, err := model.Find(name)
+	if err != nil {
+		return convert.Result{}, err
+	}
+	return convert.Model(path, dir, o)
+}
+
 // The words of --dtype and --quantize.
 var (
 	convertTypes = map[string]tensor.DType{"": tensor.Invalid, "f32": tensor.F32, "f16": tensor.F16, "bf16": tensor.BF16}
@@ -43,15 +55,10 @@ func newConvert() *cobra.Command {
 				if o.Quantize != tensor.Invalid {
 					return usageError{fmt.Errorf("--merge and --quantize: merge first, then quantise what came of it")}
 				}
-				return hybridize.Apply(adapter, args[0], args[1], o.DType, o.Force)
-			}
-			path, err := model.Find(args[0])
-			if err != nil {
-				return err
 			}
 			o.Context = c.Context()
 			started := time.Now()
-			r, err := convert.Model(path, args[1], o)
+			r, err := writeModel(args[0], args[1], adapter, o)
 			if err != nil {
 				return err
 			}

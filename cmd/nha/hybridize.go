@@ -42,7 +42,7 @@ func newHybridize() *cobra.Command {
 			}
 			o.Base = args[0]
 			for name, set := range map[string]func(){
-				"windows": func() { o.Windows = given.Windows }, "slots": func() { o.Slots = given.Slots }, "gates": func() { o.Gates = given.Gates },
+				"from": func() { o.From = given.From }, "windows": func() { o.Windows = given.Windows }, "slots": func() { o.Slots = given.Slots }, "gates": func() { o.Gates = given.Gates },
 				"seed": func() { o.Seed = given.Seed }, "context": func() { o.Context = given.Context }, "batch": func() { o.Batch = given.Batch },
 				"validation": func() { o.Validation = given.Validation }, "dtype": func() { o.DType = given.DType },
 				"data": func() { o.Data = []hybridize.Data{{Files: data}} },
@@ -83,6 +83,7 @@ func newHybridize() *cobra.Command {
 	f.StringVar(&file, "config", "", "a TOML recipe")
 	f.StringVar(&o.Out, "out", "", "directory of the hybrid")
 	f.BoolVar(&o.Force, "force", false, "replace the model that --out holds")
+	f.StringVar(&given.From, "from", "", "go on from this conversion of BASE; layers with another window than there begin with the base's attention")
 	f.StringVar(&given.Windows, "windows", given.Windows, "window of every layer: 64, full, a pattern such as '4*64 full', or @FILE of nha tune")
 	f.IntVar(&given.Slots, "slots", given.Slots, "memory slots of every kv head; 0: none, windows alone")
 	f.StringVar(&given.Gates, "gates", given.Gates, "how gates start: spread (of time scales), keys (from the key projection), random")

@@ -3,9 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 
-	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
 
 	"nha/hybridize"
@@ -23,7 +21,7 @@ func newTune() *cobra.Command {
 			"Budgets: full=6 (layers with the whole context), bytes=8M@32768 (of state at a length), ms=12.5@32768 (a decoding step at a depth, by a\n" +
 			"table that is measured once).",
 		Example: "  nha tune hybrid --budget full=6 --data book.txt --out windows.toml\n" +
-			"  nha tune transferred --base org/name --budget bytes=8M@32768 --choices 64,256,full --data book.txt --out windows.toml --apply",
+			"  nha tune transferred --base org/name --budget bytes=8M@32768 --choices 64,256,full --data book.txt --out windows.toml",
 		Args: exactly("MODEL"),
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			o.Model = args[0]
@@ -58,7 +56,7 @@ func newTune() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&budget, "budget", "", "what the windows may cost: full=6, bytes=8M@32768 or ms=12.5@32768")
-	f.StringVar(&o.Base, "base", "", "the base of the model: full layers are measured, and with --apply written, with its attention")
+	f.StringVar(&o.Base, "base", "", "the base of the model: layers are measured with its attention where their window is not the model's own")
 	f.StringSliceVar(&o.Data, "data", nil, "text whose loss is measured")
 	f.StringVar(&o.Out, "out", "windows.toml", "file for the windows")
 	f.BoolVar(&o.Apply, "apply", false, "write the windows into the model's config.json")
@@ -88,21 +86,9 @@ func windowsFromFile(c *cobra.Command) error {
 		return nil
 	}
 	name := f.Value.String()[1:]
-	text, err := os.ReadFile(name)
+	windows, err := hybridize.ReadWindows(name)
 	if err != nil {
 		return fmt.Errorf("--windows: %w", err)
 	}
-	var file struct {
-		Windows string `toml:"windows"`
-	}
-	m, err := toml.Decode(string(text), &file)
-	switch {
-	case err != nil:
-		return fmt.Errorf("--windows @%s: %w", name, err)
-	case len(m.Undecoded()) > 0:
-		return fmt.Errorf("--windows @%s: unknown key %s: a windows file has one, windows", name, m.Undecoded()[0])
-	case file.Windows == "":
-		return errors.New("--windows @" + name + ": no key windows in it")
-	}
-	return f.Value.Set(file.Windows)
+	return f.Value.Set(windows)
 }
