@@ -14,7 +14,7 @@ import "math"
 //	y = sum over blocks of  d dx (q . p) + m (dx sum p)        each x is off by dx/2 at most
 //
 // The floor is memory: 18 bytes for 32 weights of Q4_0. The kernels spend about 10 instructions on them, 2.5 cycles, so a core
-// asks for 7 bytes a cycle.
+// asks for 7 bytes a cycle. For AVX2 those of 4 bits in blocks of 32 go through eight rows at a time, a row to a lane.
 //
 // Many rows of x (prefill), and any number where activations must stay float32, take the float32 kernels: W is widened on the way
 // into their panels or, for few rows, four rows at a time. For AVX2 that is as fast as 8-bit products, 16 multiply-adds a cycle
@@ -101,7 +101,7 @@ func (j *gemmJob) runQuant(p *Pool) {
 	}
 	j.phase = gemmQuantised
 	bytes := g.quant.rowBytes(g.k) * g.n
-	j.cols = min(ceil(g.n, 4), max(ceil(bytes, quantChunk), min(4*p.threads, bytes/quantLeast)))
+	j.cols = min(ceil(g.n, 8), max(ceil(bytes, quantChunk), min(4*p.threads, bytes/quantLeast)))
 	if j.cols <= 1 {
 		j.cols = 1
 		j.Do(0, 0)
@@ -113,7 +113,7 @@ func (j *gemmJob) runQuant(p *Pool) {
 // quantRange computes range index of C's columns, that is of W's rows.
 func (j *gemmJob) quantRange(worker, index int) {
 	g, out := &j.call, j.workspaces[worker].dots[:]
-	from, to := part(index, j.cols, g.n, 4)
+	from, to := part(index, j.cols, g.n, 8)
 	step := gemvCols
 	if g.m > 1 { // so few that they are in L1 for the next row of x
 		step = 16

@@ -14,6 +14,11 @@ func quantDotQ4_0AVX2(rows int, blocks int, w *byte, wRow int, p *int8, dx *floa
 //go:noescape
 func quantDotQ4_0VNNI(rows int, blocks int, w *byte, wRow int, p *int8, dx *float32, sx *float32, out *float32)
 
+// quantEightQ4_0AVX2 is quantDotGeneric for groups of eight rows.
+//
+//go:noescape
+func quantEightQ4_0AVX2(groups int, blocks int, w *byte, wRow int, p *int8, dx *float32, sx *float32, out *float32)
+
 // quantWidenQ4_0AVX2 decodes blocks of weights.
 //
 //go:noescape
@@ -28,6 +33,11 @@ func quantDotQ4_1AVX2(rows int, blocks int, w *byte, wRow int, p *int8, dx *floa
 //
 //go:noescape
 func quantDotQ4_1VNNI(rows int, blocks int, w *byte, wRow int, p *int8, dx *float32, sx *float32, out *float32)
+
+// quantEightQ4_1AVX2 is quantDotGeneric for groups of eight rows.
+//
+//go:noescape
+func quantEightQ4_1AVX2(groups int, blocks int, w *byte, wRow int, p *int8, dx *float32, sx *float32, out *float32)
 
 // quantWidenQ4_1AVX2 decodes blocks of weights.
 //

@@ -451,6 +451,119 @@ reduce:
 	VZEROUPPER
 	RET
 
+// func quantEightQ4_0AVX2(groups int, blocks int, w *byte, wRow int, p *int8, dx *float32, sx *float32, out *float32)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·quantEightQ4_0AVX2(SB), NOSPLIT, $0-64
+	MOVQ    groups+0(FP), AX
+	MOVQ    w+16(FP), CX
+	MOVQ    wRow+24(FP), DX
+	MOVQ    out+56(FP), BX
+	VMOVDQU quantLow<>+0(SB), Y0
+	VMOVDQU quantOnes<>+0(SB), Y1
+
+group:
+	MOVQ   p+32(FP), SI
+	MOVQ   dx+40(FP), DI
+	MOVQ   sx+48(FP), R8
+	MOVQ   blocks+8(FP), R9
+	LEAQ   (CX)(DX*8), R10
+	LEAQ   (CX)(DX*2), R11
+	ADDQ   DX, R11
+	LEAQ   (R11)(DX*2), R12
+	ADDQ   DX, R12
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+
+block:
+	PREFETCHT0   2048(R10)
+	PREFETCHT0   2112(R10)
+	PREFETCHT0   2176(R10)
+	VMOVD        (CX), X4
+	VPINSRW      $0x01, (CX)(DX*1), X4, X4
+	VPINSRW      $0x02, (CX)(DX*2), X4, X4
+	VPINSRW      $0x03, (R11), X4, X4
+	VPINSRW      $0x04, (R11)(DX*1), X4, X4
+	VPINSRW      $0x05, (R11)(DX*2), X4, X4
+	VPINSRW      $0x06, (R12), X4, X4
+	VPINSRW      $0x07, (R12)(DX*1), X4, X4
+	VCVTPH2PS    X4, Y4
+	VBROADCASTSS (R8), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	VMOVDQU      2(CX), X6
+	VINSERTI128  $0x01, 2(R11)(DX*1), Y6, Y6
+	VMOVDQU      2(CX)(DX*1), X7
+	VINSERTI128  $0x01, 2(R11)(DX*2), Y7, Y7
+	VMOVDQU      2(CX)(DX*2), X8
+	VINSERTI128  $0x01, 2(R12), Y8, Y8
+	VMOVDQU      2(R11), X9
+	VINSERTI128  $0x01, 2(R12)(DX*1), Y9, Y9
+	VPUNPCKLDQ   Y7, Y6, Y10
+	VPUNPCKHDQ   Y7, Y6, Y5
+	VPUNPCKLDQ   Y9, Y8, Y11
+	VPUNPCKHDQ   Y9, Y8, Y13
+	VPUNPCKLQDQ  Y11, Y10, Y12
+	VPUNPCKHQDQ  Y11, Y10, Y11
+	VPUNPCKLQDQ  Y13, Y5, Y10
+	VPUNPCKHQDQ  Y13, Y5, Y5
+	VPAND        Y0, Y12, Y14
+	VPSRLW       $0x04, Y12, Y12
+	VPAND        Y0, Y12, Y12
+	VPBROADCASTD (SI), Y13
+	VPBROADCASTD 16(SI), Y15
+	VPMADDUBSW   Y13, Y14, Y13
+	VPMADDUBSW   Y15, Y12, Y15
+	VPADDW       Y15, Y13, Y13
+	VPAND        Y0, Y11, Y14
+	VPSRLW       $0x04, Y11, Y11
+	VPAND        Y0, Y11, Y11
+	VPBROADCASTD 4(SI), Y12
+	VPBROADCASTD 20(SI), Y15
+	VPMADDUBSW   Y12, Y14, Y12
+	VPMADDUBSW   Y15, Y11, Y15
+	VPADDW       Y15, Y12, Y12
+	VPADDW       Y13, Y12, Y12
+	VPAND        Y0, Y10, Y13
+	VPSRLW       $0x04, Y10, Y10
+	VPAND        Y0, Y10, Y10
+	VPBROADCASTD 8(SI), Y11
+	VPBROADCASTD 24(SI), Y14
+	VPMADDUBSW   Y11, Y13, Y11
+	VPMADDUBSW   Y14, Y10, Y14
+	VPADDW       Y14, Y11, Y11
+	VPADDW       Y12, Y11, Y11
+	VPAND        Y0, Y5, Y12
+	VPSRLW       $0x04, Y5, Y5
+	VPAND        Y0, Y5, Y5
+	VPBROADCASTD 12(SI), Y10
+	VPBROADCASTD 28(SI), Y13
+	VPMADDUBSW   Y10, Y12, Y10
+	VPMADDUBSW   Y13, Y5, Y13
+	VPADDW       Y13, Y10, Y10
+	VPADDW       Y11, Y10, Y10
+	VPMADDWD     Y1, Y10, Y10
+	VCVTDQ2PS    Y10, Y10
+	VBROADCASTSS (DI), Y5
+	VMULPS       Y5, Y4, Y4
+	VFMADD231PS  Y4, Y10, Y2
+	ADDQ         $0x12, CX
+	ADDQ         $0x12, R11
+	ADDQ         $0x12, R12
+	ADDQ         $0x00000090, R10
+	ADDQ         $0x20, SI
+	ADDQ         $0x04, DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          block
+	VFMADD231PS  quantMinus8<>+0(SB), Y3, Y2
+	VMOVUPS      Y2, (BX)
+	ADDQ         $0x20, BX
+	LEAQ         (CX)(DX*8), CX
+	SUBQ         DX, CX
+	DECQ         AX
+	JNZ          group
+	VZEROUPPER
+	RET
+
 // func quantWidenQ4_0AVX2(blocks int, src *byte, dst *float32)
 // Requires: AVX, AVX2, F16C, FMA3
 TEXT ·quantWidenQ4_0AVX2(SB), NOSPLIT, $64-24
@@ -808,6 +921,122 @@ reduce:
 	ADDQ         DX, CX
 	DECQ         AX
 	JNZ          row
+	VZEROUPPER
+	RET
+
+// func quantEightQ4_1AVX2(groups int, blocks int, w *byte, wRow int, p *int8, dx *float32, sx *float32, out *float32)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·quantEightQ4_1AVX2(SB), NOSPLIT, $0-64
+	MOVQ    groups+0(FP), AX
+	MOVQ    w+16(FP), CX
+	MOVQ    wRow+24(FP), DX
+	MOVQ    out+56(FP), BX
+	VMOVDQU quantLow<>+0(SB), Y0
+	VMOVDQU quantOnes<>+0(SB), Y1
+
+group:
+	MOVQ   p+32(FP), SI
+	MOVQ   dx+40(FP), DI
+	MOVQ   sx+48(FP), R8
+	MOVQ   blocks+8(FP), R9
+	LEAQ   (CX)(DX*8), R10
+	LEAQ   (CX)(DX*2), R11
+	ADDQ   DX, R11
+	LEAQ   (R11)(DX*2), R12
+	ADDQ   DX, R12
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+
+block:
+	PREFETCHT0   2048(R10)
+	PREFETCHT0   2112(R10)
+	PREFETCHT0   2176(R10)
+	VMOVD        (CX), X4
+	VPINSRD      $0x01, (CX)(DX*1), X4, X4
+	VPINSRD      $0x02, (R11)(DX*1), X4, X4
+	VPINSRD      $0x03, (R11)(DX*2), X4, X4
+	VCVTPH2PS    X4, Y4
+	VMOVD        (CX)(DX*2), X5
+	VPINSRD      $0x01, (R11), X5, X5
+	VPINSRD      $0x02, (R12), X5, X5
+	VPINSRD      $0x03, (R12)(DX*1), X5, X5
+	VCVTPH2PS    X5, Y5
+	VSHUFPS      $0x88, Y5, Y4, Y6
+	VSHUFPS      $0xdd, Y5, Y4, Y4
+	VBROADCASTSS (R8), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	VMOVDQU      4(CX), X7
+	VINSERTI128  $0x01, 4(R11)(DX*1), Y7, Y7
+	VMOVDQU      4(CX)(DX*1), X8
+	VINSERTI128  $0x01, 4(R11)(DX*2), Y8, Y8
+	VMOVDQU      4(CX)(DX*2), X9
+	VINSERTI128  $0x01, 4(R12), Y9, Y9
+	VMOVDQU      4(R11), X10
+	VINSERTI128  $0x01, 4(R12)(DX*1), Y10, Y10
+	VPUNPCKLDQ   Y8, Y7, Y4
+	VPUNPCKHDQ   Y8, Y7, Y5
+	VPUNPCKLDQ   Y10, Y9, Y11
+	VPUNPCKHDQ   Y10, Y9, Y13
+	VPUNPCKLQDQ  Y11, Y4, Y12
+	VPUNPCKHQDQ  Y11, Y4, Y11
+	VPUNPCKLQDQ  Y13, Y5, Y4
+	VPUNPCKHQDQ  Y13, Y5, Y5
+	VPAND        Y0, Y12, Y14
+	VPSRLW       $0x04, Y12, Y12
+	VPAND        Y0, Y12, Y12
+	VPBROADCASTD (SI), Y13
+	VPBROADCASTD 16(SI), Y15
+	VPMADDUBSW   Y13, Y14, Y13
+	VPMADDUBSW   Y15, Y12, Y15
+	VPADDW       Y15, Y13, Y13
+	VPAND        Y0, Y11, Y14
+	VPSRLW       $0x04, Y11, Y11
+	VPAND        Y0, Y11, Y11
+	VPBROADCASTD 4(SI), Y12
+	VPBROADCASTD 20(SI), Y15
+	VPMADDUBSW   Y12, Y14, Y12
+	VPMADDUBSW   Y15, Y11, Y15
+	VPADDW       Y15, Y12, Y12
+	VPADDW       Y13, Y12, Y12
+	VPAND        Y0, Y4, Y13
+	VPSRLW       $0x04, Y4, Y4
+	VPAND        Y0, Y4, Y4
+	VPBROADCASTD 8(SI), Y11
+	VPBROADCASTD 24(SI), Y14
+	VPMADDUBSW   Y11, Y13, Y11
+	VPMADDUBSW   Y14, Y4, Y14
+	VPADDW       Y14, Y11, Y11
+	VPADDW       Y12, Y11, Y11
+	VPAND        Y0, Y5, Y12
+	VPSRLW       $0x04, Y5, Y5
+	VPAND        Y0, Y5, Y5
+	VPBROADCASTD 12(SI), Y4
+	VPBROADCASTD 28(SI), Y13
+	VPMADDUBSW   Y4, Y12, Y4
+	VPMADDUBSW   Y13, Y5, Y13
+	VPADDW       Y13, Y4, Y4
+	VPADDW       Y11, Y4, Y4
+	VPMADDWD     Y1, Y4, Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS (DI), Y5
+	VMULPS       Y5, Y6, Y6
+	VFMADD231PS  Y6, Y4, Y2
+	ADDQ         $0x14, CX
+	ADDQ         $0x14, R11
+	ADDQ         $0x14, R12
+	ADDQ         $0x000000a0, R10
+	ADDQ         $0x20, SI
+	ADDQ         $0x04, DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          block
+	VADDPS       Y3, Y2, Y2
+	VMOVUPS      Y2, (BX)
+	ADDQ         $0x20, BX
+	LEAQ         (CX)(DX*8), CX
+	SUBQ         DX, CX
+	DECQ         AX
+	JNZ          group
 	VZEROUPPER
 	RET
 

@@ -13,8 +13,8 @@ func init() {
 			quantActivateAVX2(len(x)/quantBlock, &x[0], &p[0], &dx[0], &sx[0])
 		}
 		quants = [quantTypes]quantKernel{
-			Q4_0: {quantDotBy(quantDotQ4_0AVX2), quantWidenBy(Q4_0, quantWidenQ4_0AVX2)},
-			Q4_1: {quantDotBy(quantDotQ4_1AVX2), quantWidenBy(Q4_1, quantWidenQ4_1AVX2)},
+			Q4_0: {quantDotEightBy(quantEightQ4_0AVX2, quantDotQ4_0AVX2), quantWidenBy(Q4_0, quantWidenQ4_0AVX2)},
+			Q4_1: {quantDotEightBy(quantEightQ4_1AVX2, quantDotQ4_1AVX2), quantWidenBy(Q4_1, quantWidenQ4_1AVX2)},
 			Q5_0: {quantDotBy(quantDotQ5_0AVX2), quantWidenBy(Q5_0, quantWidenQ5_0AVX2)},
 			Q5_1: {quantDotBy(quantDotQ5_1AVX2), quantWidenBy(Q5_1, quantWidenQ5_1AVX2)},
 			Q8_0: {quantDotBy(quantDotQ8_0AVX2), quantWidenBy(Q8_0, quantWidenQ8_0AVX2)},
@@ -40,6 +40,19 @@ func init() {
 func quantDotBy(f func(rows, blocks int, w *byte, wRow int, p *int8, dx, sx, out *float32)) func(rows, blocks int, w []byte, wRow int, p []int8, dx, sx []float32, out []float32) {
 	return func(rows, blocks int, w []byte, wRow int, p []int8, dx, sx []float32, out []float32) {
 		f(rows, blocks, &w[0], wRow, &p[0], &dx[0], &sx[0], &out[0])
+	}
+}
+
+// quantDotEightBy gives eight rows at a time to a kernel for them, the rest to f.
+func quantDotEightBy(eight, f func(n, blocks int, w *byte, wRow int, p *int8, dx, sx, out *float32)) func(rows, blocks int, w []byte, wRow int, p []int8, dx, sx []float32, out []float32) {
+	return func(rows, blocks int, w []byte, wRow int, p []int8, dx, sx []float32, out []float32) {
+		done := rows / 8 * 8
+		if done > 0 {
+			eight(done/8, blocks, &w[0], wRow, &p[0], &dx[0], &sx[0], &out[0])
+		}
+		if done < rows {
+			f(rows-done, blocks, &w[done*wRow], wRow, &p[0], &dx[0], &sx[0], &out[done])
+		}
 	}
 }
 

@@ -154,12 +154,12 @@ func TestQuantDot(t *testing.T) {
 			per := quantLayout[q].elements / quantBlock
 			for _, n := range []int{1, 2, 3, 7, 8, 9, 18, 48} {
 				blocks := n * per
-				k, rows := blocks*quantBlock, 5
+				k, rows := blocks*quantBlock, 21
 				w := quantRandom(r, q, rows*k)
 				row := q.rowBytes(k)
 				if n == 8 {
 					for i := range w {
-						if i%quantLayout[q].bytes > 4 && i%quantLayout[q].bytes < 200 {
+						if i%quantLayout[q].bytes >= 4 && i%quantLayout[q].bytes < 200 {
 							w[i] = 0xff
 						}
 					}

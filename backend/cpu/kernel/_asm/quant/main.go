@@ -42,6 +42,9 @@ func main() {
 		if f.name != "Q6_K" { // its scales change within a sum of VNNI
 			dot(f, true)
 		}
+		if !f.super && f.high == 0 && f.name != "Q8_0" {
+			eight(f)
+		}
 		widen(f)
 	}
 	activate()
