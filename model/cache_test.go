@@ -46,9 +46,10 @@ func TestCache(t *testing.T) {
 	}
 }
 
-// TestQuantisedCache: where backend cpu multiplies with 8-bit activations, states are in half precision unless told otherwise.
-func TestQuantisedCache(t *testing.T) {
-	plain, blocks := t.TempDir(), t.TempDir()+"/q"
+// TestNarrowCache: where the weights are quantised, or a GGUF file's in half precision, backend cpu keeps states in half precision unless told otherwise.
+func TestNarrowCache(t *testing.T) {
+	plain, half, blocks := t.TempDir(), t.TempDir()+"/h", t.TempDir()+"/q"
+	gguf := asGGUF(t, "../testdata/golden/llama-tiny", tensor.F16)
 	for i, name := range []string{"cpu", "cpu-f32"} {
 		b, err := backend.Open(name, 2)
 		if err != nil {
@@ -60,6 +61,9 @@ func TestQuantisedCache(t *testing.T) {
 			if err := m.Save(plain); err != nil {
 				t.Fatal(err)
 			}
+			if _, err := convert.Model(plain, half, convert.Options{DType: tensor.F16}); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := convert.Model(plain, blocks, convert.Options{Quantize: tensor.Q8_0}); err != nil {
 				t.Fatal(err)
 			}
@@ -69,6 +73,8 @@ func TestQuantisedCache(t *testing.T) {
 			ask, want tensor.DType
 		}{
 			{plain, tensor.Invalid, tensor.F32},
+			{half, tensor.Invalid, tensor.F32},
+			{gguf, tensor.Invalid, []tensor.DType{tensor.F16, tensor.F32}[i]},
 			{blocks, tensor.Invalid, []tensor.DType{tensor.F16, tensor.F32}[i]},
 			{blocks, tensor.F32, tensor.F32},
 			{blocks, tensor.F16, tensor.F16},

@@ -30,8 +30,8 @@ func Load(path string, b backend.Backend, o LoadOptions) (*Model, error) {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.source.Close())
 	}
 	m.cache = o.Cache
-	if o.Cache == tensor.Invalid && b.Name() == "cpu" && m.quantized() {
-		m.cache = tensor.F16 // less is lost so than by products with 8-bit activations
+	if o.Cache == tensor.Invalid && b.Name() == "cpu" && m.narrow(f) {
+		m.cache = tensor.F16
 	}
 	return m, nil
 }

@@ -20,8 +20,8 @@ type LoadOptions struct {
 	Share   *Model                 // the model whose frozen tensors this one takes instead of loading them; it must stay open
 	Shares  func(name string) bool // which of them, those that are the same in both files; nil: all
 	Windows string                 // a pattern that replaces the model's windows (SPEC 2); empty: as stored
-	// Cache is the type of the keys and values in decode states: F16 halves their memory on the cpu backends. None: F16 for quantised weights
-	// on backend cpu, else the backend's type.
+	// Cache is the type of the keys and values in decode states: F16 halves their memory on the cpu backends. None: F16 for quantised weights and
+	// for GGUF files in F16 on backend cpu, else the backend's type.
 	Cache  tensor.DType
 	Hybrid *Hybrid // makes a hybrid of a pretrained model: its gates are zero, for the caller to set
 }

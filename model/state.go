@@ -7,6 +7,7 @@ import (
 	"nha/attention"
 	"nha/backend"
 	"nha/tensor"
+	"nha/weights"
 )
 
 // State is what a model remembers of one sequence: every layer's decode state (SPEC 1.1). It is a value: Clone forks it, a
@@ -28,9 +29,13 @@ func (m *Model) NewState() *State {
 	return s
 }
 
-// quantized reports whether any matrix is.
-func (m *Model) quantized() bool {
-	return slices.ContainsFunc(m.tensors, func(p Parameter) bool { return p.Value.DType.Quantized() })
+// narrow reports whether the cpu backend loses less by keys and values in half precision than by what it does anyway: it rounds the
+// activations that meet quantised weights. A GGUF file in F16 is for whoever reads it with such a cache.
+func (m *Model) narrow(f *files) bool {
+	_, gguf := f.source.(*weights.GGUF)
+	return slices.ContainsFunc(m.tensors, func(p Parameter) bool {
+		return p.Value.DType.Quantized() || gguf && p.Value.DType == tensor.F16
+	})
 }
 
 // checkCache says why states on a backend cannot keep keys and values in type d.
