@@ -433,21 +433,14 @@ type Crossing struct {
 
 // Crossings are those of every model for a step's time and a session's memory.
 func (s *CurveSet) Crossings() (list []Crossing) {
-	for _, v := range s.Variants {
-		if v.Windows != fmt.Sprint(narrow) {
-			continue
-		}
-		i := slices.IndexFunc(s.Variants, func(f Variant) bool { return f.Model == v.Model && f.Windows == "full" })
-		if i < 0 {
-			continue
-		}
+	for _, pair := range s.pairs() {
 		for _, what := range []string{"time", "memory"} {
 			value := func(p CurvePoint) float64 { return p.MS }
 			if what == "memory" {
 				value = func(p CurvePoint) float64 { return float64(p.StateBytes) }
 			}
-			if c, ok := crossing(s.curve(s.Variants[i], CurveDecode), s.curve(v, CurveDecode), value); ok {
-				c.Model, c.What = v.Model, what
+			if c, ok := crossing(s.curve(pair[0], CurveDecode), s.curve(pair[1], CurveDecode), value); ok {
+				c.Model, c.What = pair[1].Model, what
 				list = append(list, c)
 			}
 		}
@@ -496,11 +489,11 @@ func crossing(full, other []CurvePoint, value func(CurvePoint) float64) (Crossin
 	return c, true
 }
 
-// Tokens writes where the crossing is.
+// Tokens writes where the crossing is; where there is none, up to where that is known.
 func (c Crossing) Tokens() string {
 	switch {
 	case math.IsNaN(c.Depth):
-		return "not up to " + tokens(c.At)
+		return tokens(c.At)
 	case c.Least:
 		return tokens(int(c.Depth)) + " or less"
 	}

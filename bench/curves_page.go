@@ -126,12 +126,12 @@ func (s *CurveSet) charts() []curveChart {
 			plot.Axis{Label: "sessions", Log: true, Binary: true}, plot.Axis{Label: "tokens/s", Log: true}, "tokens/s",
 			func(p CurvePoint) float64 { return float64(p.Batch) }, func(p CurvePoint) float64 { return p.TokensPerSecond }),
 	}
-	list[4].XUnit = "sessions"
-	return slices.DeleteFunc(list, func(c curveChart) bool { return len(c.Series) == 0 })
+	list[0].Wide, list[4].XUnit = len(s.Variants) <= 3, "sessions" // a table of more has no room beside the chart
+	return slices.DeleteFunc(list, func(c curveChart) bool { return !c.drawn() })
 }
 
 func (s *CurveSet) chart(file, curve, title, caption string, x, y plot.Axis, unit string, xOf, yOf func(CurvePoint) float64) curveChart {
-	c := curveChart{file, Figure{Chart: plot.Chart{Title: title, X: x, Y: y}, Caption: caption, XUnit: "tokens", YUnit: unit, Skipped: skippedText}}
+	c := curveChart{file, Figure{Chart: plot.Chart{Title: title, X: x, Y: y, Skipped: skippedText}, Caption: caption, XUnit: "tokens", YUnit: unit}}
 	for i, v := range s.Variants {
 		line := plot.Series{Name: s.label(v), Points: true, Color: i + 1}
 		for _, p := range s.Points {
@@ -143,10 +143,26 @@ func (s *CurveSet) chart(file, curve, title, caption string, x, y plot.Axis, uni
 				line.X, line.Y = append(line.X, xOf(p)), append(line.Y, y)
 			}
 		}
-		if len(s.curve(v, curve)) > 0 {
+		if len(line.X) > 0 {
 			c.Series = append(c.Series, line)
 		}
 		c.Notes = append(c.Notes, s.skipped(v, curve, xOf)...)
+	}
+	for _, pair := range s.pairs() {
+		ratio := plot.Series{Name: "full ÷ " + pair[1].Windows}
+		if s.several() {
+			ratio.Name = ShortName(pair[0].Model) + ": " + ratio.Name
+		}
+		for _, f := range s.curve(pair[0], curve) {
+			for _, p := range s.curve(pair[1], curve) {
+				if xOf(p) == xOf(f) && yOf(p) > 0 {
+					ratio.X, ratio.Y = append(ratio.X, xOf(f)), append(ratio.Y, yOf(f)/yOf(p))
+				}
+			}
+		}
+		if len(ratio.X) > 0 {
+			c.Columns = append(c.Columns, ratio)
+		}
 	}
 	return c
 }
@@ -187,7 +203,53 @@ func (s *CurveSet) Figures() (list []Figure) {
 	return list
 }
 
-// Headlines are what the curves come to, for every model.
+// Findings are what the curves of a step say, a sentence for every model.
+func (s *CurveSet) Findings() (list []string) {
+	for _, pair := range s.pairs() {
+		full, other := s.curve(pair[0], CurveDecode), s.curve(pair[1], CurveDecode)
+		c, ok := crossing(full, other, func(p CurvePoint) float64 { return p.MS })
+		if !ok {
+			continue
+		}
+		at := func(list []CurvePoint, depth int) CurvePoint {
+			return list[slices.IndexFunc(list, func(p CurvePoint) bool { return p.Depth == depth })]
+		}
+		text := fmt.Sprintf("With windows of %d", narrow)
+		if pair[1].Slots > 0 {
+			text += fmt.Sprintf(" and %d slots", pair[1].Slots)
+		}
+		if s.several() {
+			text = ShortName(pair[1].Model) + ": " + strings.ToLower(text[:1]) + text[1:]
+		}
+		text += fmt.Sprintf(" a token costs %s\u00a0ms", FormatNumber(other[0].MS))
+		if other[0].Depth < c.At {
+			text += fmt.Sprintf(" after %s and %s\u00a0ms", tokens(other[0].Depth), FormatNumber(at(other, c.At).MS))
+		}
+		text += " after " + tokens(c.At)
+		if c.Ratio >= 2 {
+			text += fmt.Sprintf("; full attention costs %s times as much there.", strings.TrimSuffix(times(c.Ratio), "×"))
+		} else {
+			text += fmt.Sprintf("; full attention costs %s\u00a0ms there.", FormatNumber(at(full, c.At).MS))
+		}
+		list = append(list, text)
+	}
+	return list
+}
+
+// pairs are the variants with all windows full and with narrow ones, for every model that has both.
+func (s *CurveSet) pairs() (list [][2]Variant) {
+	for _, v := range s.Variants {
+		if v.Windows != fmt.Sprint(narrow) {
+			continue
+		}
+		if i := slices.IndexFunc(s.Variants, func(f Variant) bool { return f.Model == v.Model && f.Windows == "full" }); i >= 0 {
+			list = append(list, [2]Variant{s.Variants[i], v})
+		}
+	}
+	return list
+}
+
+// Headlines are where windows of 64 are ahead, and by how much, for every model.
 func (s *CurveSet) Headlines() (list []Headline) {
 	for _, c := range s.Crossings() {
 		of, windows, less := "", "Windows", "Faster"
@@ -197,11 +259,14 @@ func (s *CurveSet) Headlines() (list []Headline) {
 		if s.several() {
 			of, windows, less = ShortName(c.Model)+": ", "windows", strings.ToLower(less)
 		}
-		what := map[string]string{"time": "are faster", "memory": "need less memory"}[c.What]
-		list = append(list, Headline{Value: c.Tokens(), Label: fmt.Sprintf("%s%s of %d %s from", of, windows, narrow, what), Note: "against all windows full"})
-		if !math.IsNaN(c.Depth) {
-			list = append(list, Headline{Value: times(c.Ratio), Label: fmt.Sprintf("%s%s at %s", of, less, tokens(c.At)), Note: s.pair(c)})
+		what := map[string][2]string{"time": {"are faster from", "are not faster up to"}, "memory": {"need less memory from", "do not need less memory up to"}}[c.What]
+		h := Headline{Value: c.Tokens(), Label: fmt.Sprintf("%s%s of %d %s", of, windows, narrow, what[0]), Note: "against all windows full"}
+		if math.IsNaN(c.Depth) {
+			h.Label = fmt.Sprintf("%s%s of %d %s", of, windows, narrow, what[1])
+			list = append(list, h)
+			continue
 		}
+		list = append(list, h, Headline{Value: times(c.Ratio), Label: fmt.Sprintf("%s%s with windows of %d, at %s", of, less, narrow, tokens(c.At)), Note: s.pair(c)})
 	}
 	return list
 }
@@ -253,12 +318,14 @@ func (s *CurveSet) Page() *Page {
 		rows = append(rows, []Cell{{Text: ShortName(v.Model)}, {Text: how}, {Text: v.Windows}, {Text: slots}, {Text: fmt.Sprintf("%.1f M", float64(v.Parameters)/1e6)},
 			{Text: v.DType}, {Text: FormatBytes(float64(v.WeightBytes))}})
 	}
-	p := &Page{Title: "What constant memory buys: " + strings.Join(names, ", "), Headline: s.Headlines(), Command: s.Command,
+	p := &Page{Title: "What constant memory buys: " + strings.Join(names, ", "), Findings: s.Findings(), Headline: s.Headlines(), Command: s.Command,
 		Lead: "The cost of the next token, and of what must be remembered for it, against how much was read before: with full attention and with windows of " +
 			fmt.Sprint(narrow) + " tokens."}
-	p.Sections = []Section{{Title: "Curves", Figures: s.Figures()}, {Title: "Models", Tables: []PageTable{{
+	if len(p.Findings) > 0 {
+		p.Finding, p.Findings = p.Findings[0], p.Findings[1:]
+	}
+	p.Sections = []Section{{Title: "Curves", Text: s.remarks(context), Figures: s.Figures()}, {Title: "Models", Tables: []PageTable{{
 		Head: []string{"model", "measured", "windows", "slots", "parameters", "weights", "bytes of weights"}, Rows: rows}}}}
-	p.Sections[1].Text = s.remarks(context)
 	p.About = append(p.About, s.Machine...)
 	p.About = append(p.About, Fact{"backend", s.Backend}, Fact{"nha", s.Version}, Fact{"date", s.Created.Format("2 January 2006, 15:04 MST")},
 		Fact{"method", fmt.Sprintf("Medians after a warm-up; a call of which one takes long is made once. A decoding depth is reached with a synthetic state, filled with random numbers: a "+

@@ -203,7 +203,7 @@ func TestCrossings(t *testing.T) {
 	for _, c := range []struct {
 		full, other []CurvePoint
 		want        string
-	}{{points(3, 4), points(1, 1), "1K tokens or less"}, {points(1, 1), points(2, 2), "not up to 2K tokens"}, {points(2, 1), points(1, 2), "not up to 2K tokens"},
+	}{{points(3, 4), points(1, 1), "1K tokens or less"}, {points(1, 1), points(2, 2), "2K tokens"}, {points(2, 1), points(1, 2), "2K tokens"},
 		{points(1, 4, 1, 4), points(2, 2, 2, 2), "5800 tokens"}} { // ahead, behind, ahead again: the last time counts
 		got, ok := crossing(c.full, c.other, value)
 		if !ok || strings.ReplaceAll(got.Tokens(), "\u202f", "") != c.want {

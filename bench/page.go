@@ -6,6 +6,7 @@ import (
 	"html/template"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 
 	"nha/plot"
@@ -15,7 +16,9 @@ import (
 // load anything. It reads without scripts; the script shows the figures of the nearest point.
 type Page struct {
 	Title    string
+	Finding  string // what it comes to, in a sentence: stands as the heading, the title above it; may be empty
 	Lead     string
+	Findings []string // more sentences, one a line
 	Headline []Headline
 	Sections []Section
 	About    []Fact // machine, version, date
@@ -34,14 +37,15 @@ type Section struct {
 	Tables      []PageTable
 }
 
-// Figure is a chart with what is said about it.
+// Figure is a chart with what is said about it. Chart.Skipped stands in the table too.
 type Figure struct {
 	plot.Chart
 	Caption string
-	XUnit   string   // after a value of x, such as tokens
-	YUnit   string   // after a value of y, such as ms
-	Notes   []string // what is missing, and why
-	Skipped string   // stands in the table for a value that is NaN; empty: such a point is none
+	XUnit   string        // after a value of x, such as tokens
+	YUnit   string        // after a value of y, such as ms
+	Notes   []string      // what is missing, and why
+	Columns []plot.Series // that stand in the table alone
+	Wide    bool          // takes a line of the page, its table open beside it
 }
 
 // PageTable is a table of texts; columns of numbers are set to the right.
@@ -64,6 +68,7 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 	"svg":     func(f Figure, logarithmic bool) template.HTML { return f.svg(logarithmic) },
 	"table":   func(f Figure) PageTable { return f.table() },
 	"numeric": func(t PageTable) []bool { return t.numeric() },
+	"skips":   func(f Figure) bool { return f.skips() },
 	"lines":   strings.Fields,
 	"colour":  colourOf,
 }).Parse(pageText))
@@ -110,15 +115,13 @@ func (t PageTable) numeric() []bool {
 	return list
 }
 
-// table is a figure's points: a line for every x, a column for every series with a name.
+// table is a figure's points: a line for every x, a column for every series with a name and for what stands in the table alone.
 func (f Figure) table() PageTable {
-	t := PageTable{Head: []string{f.X.Label}}
+	t := PageTable{Title: f.Y.Label, Head: []string{f.X.Label}}
 	var xs []float64
 	seen := map[float64]int{}
-	for _, s := range f.Series {
-		if s.Name == "" {
-			continue
-		}
+	columns := slices.DeleteFunc(slices.Concat(f.Series, f.Columns), func(s plot.Series) bool { return s.Name == "" || s.Faint })
+	for _, s := range columns {
 		t.Head = append(t.Head, s.Name)
 		for i, x := range s.X {
 			if _, ok := seen[x]; !ok && (f.shows(x, s.Y[i]) || f.Skipped != "") {
@@ -133,18 +136,13 @@ func (f Figure) table() PageTable {
 		t.Rows = append(t.Rows, make([]Cell, len(t.Head)))
 		t.Rows[i][0].Text = f.xText(x)
 	}
-	column := 0
-	for _, s := range f.Series {
-		if s.Name == "" {
-			continue
-		}
-		column++
+	for column, s := range columns {
 		for i, x := range s.X {
 			switch row, shown := seen[x]; {
 			case f.shows(x, s.Y[i]):
-				t.Rows[row][column].Text = FormatNumber(s.Y[i])
+				t.Rows[row][column+1].Text = FormatNumber(s.Y[i])
 			case shown:
-				t.Rows[row][column].Text = f.Skipped
+				t.Rows[row][column+1].Text = f.Skipped
 			}
 		}
 	}

@@ -68,12 +68,16 @@ func TestCurvesPage(t *testing.T) {
 	}
 	text := checkHTML(t, page.Bytes())
 	for _, want := range []string{"What constant memory buys: model\n", "500 tokens", "4.6×", "8.0 MiB against 0.5 MiB", "91.9 ms against 20.0 ms", "windows 64, 64 slots", "64 added, untrained", "one & only",
-		"nha bench curves 'org/model.gguf'", "commit 0123", "2 January 2026, 03:04 UTC", "synthetic state", "up to 2K tokens", "256 is left out: it would take about 2 min", "Figures as a table"} {
+		"nha bench curves 'org/model.gguf'", "commit 0123", "2 January 2026, 03:04 UTC", "synthetic state", "up to 2K tokens", "256 is left out: it would take about 2 min", "Figures as a table",
+		"With windows of 64 and 64 slots a token costs 20.0\u00a0ms after 128 tokens and 20.0\u00a0ms after 8K tokens; full attention costs 4.6 times as much there.", "full ÷ 64\n", "\n0.564\n", "\n4.60\n"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page does not say %q", want)
 		}
 	}
-	points := 2 * (7 + 7 + 7 + 3 + 1) // decoding's three charts, batches, prompts, of two variants
+	if n := strings.Count(page.String(), `class="c1 cross"`); n != 2 { // the prompt that is skipped, in two scalings
+		t.Errorf("%d crosses", n)
+	}
+	points := 2 * (7 + 7 + 7 + 3 + 1 + 1) // decoding's three charts, batches, prompts with one that is skipped, of two variants
 	if n := strings.Count(page.String(), "<circle "); n != 2*points {
 		t.Errorf("%d marks, want %d in two scalings", n, 2*points)
 	}
@@ -136,10 +140,10 @@ func TestScaleTicks(t *testing.T) {
 		{scale{low: 0.9, high: 1.2e7, log: true}, false, "1 100 10k 1M"},
 		{scale{low: 18, high: 27, log: true}, false, "18 20 25"},
 		{scale{low: -0.2, high: 1}, false, "-0.2 0 0.2 0.4 0.6 0.8 1"},
-		{scale{low: 0, high: 2500}, false, "0 500 1k 1.5k 2k 2.5k"},
+		{scale{low: 0, high: 2500}, false, "0 500 1000 1500 2000 2500"},
 	} {
 		var got []string
-		for _, tick := range c.s.ticks(c.binary, 6) {
+		for _, tick := range c.s.ticks(c.binary, false, 6) {
 			got = append(got, tick.text)
 		}
 		if s := strings.Join(got, " "); s != c.want {

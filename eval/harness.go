@@ -17,6 +17,9 @@ import (
 // The result file of lm-evaluation-harness, so that its own table tools read it: results, group_subtasks, configs, versions, n-shot,
 // higher_is_better, n-samples, and what the evaluation was made with.
 
+// SharesFile is the shares of a text as JSON, beside the results.
+const SharesFile = "slot_share.json"
+
 var notInNames = regexp.MustCompile(`[^\w.-]+`)
 
 // Write writes the report into DIR/MODEL: results_TIME.json in lm-evaluation-harness' form, and for the tasks text and share their
@@ -109,7 +112,7 @@ func (t *TaskResult) writeCurves(dir string) error {
 	if t.Shares == nil {
 		return nil
 	}
-	if err := writeJSON(filepath.Join(dir, "slot_share.json"), t.Shares); err != nil {
+	if err := writeJSON(filepath.Join(dir, SharesFile), t.Shares); err != nil {
 		return err
 	}
 	charts := t.Shares.Charts()

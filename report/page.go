@@ -2,8 +2,10 @@ package report
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"nha/bench"
@@ -16,11 +18,15 @@ func (r *Report) Page() *bench.Page {
 	p := &bench.Page{Title: "Report: " + bench.ShortName(absolute(r.Dir)), Lead: "What lies below this folder: " + r.String() + ".", Command: "nha report " + r.Dir,
 		About: []bench.Fact{{Name: "folder", Value: absolute(r.Dir)}, {Name: "nha", Value: r.Version}, {Name: "date", Value: r.Created.Format("2 January 2006, 15:04 MST")}}}
 	p.Sections = slices.Concat(r.training(), r.evaluations(), r.curves(), r.conversions(), r.memory())
+	p.Findings = r.findings()
 	if run := r.bestRun(); run != nil {
 		p.Headline = append(p.Headline, bench.Headline{Value: bench.FormatNumber(float64(run.Best)), Label: "Best validation loss, nats per token", Note: run.Name})
 	}
 	for _, c := range r.Curves {
 		for _, h := range c.Set.Headlines() {
+			if !strings.HasSuffix(h.Value, "×") {
+				continue // where curves cross is on their own page
+			}
 			if len(r.Curves) > 1 {
 				h.Note = c.Name + ": " + h.Note
 			}
@@ -28,6 +34,50 @@ func (r *Report) Page() *bench.Page {
 		}
 	}
 	return p
+}
+
+// findings are what the numbers come to, in sentences.
+func (r *Report) findings() (list []string) {
+	if run := r.bestRun(); run != nil {
+		list = append(list, fmt.Sprintf("%s has the lowest validation loss, %s nats per token, after %s million tokens in %s.", run.Name, bench.FormatNumber(float64(run.Best)),
+			bench.FormatNumber(float64(run.Last.Tokens)/1e6), elapsed(run)))
+	}
+	if t := table(r.Evaluations); len(t.Rows) > 0 && len(t.Head) > 2 && t.Rows[0][2].Text != "" {
+		list = append(list, fmt.Sprintf("%s %s: %s.", t.Rows[0][0].Text, map[bool]string{true: "is first in " + t.Head[2], false: "has a " + t.Head[2]}[len(t.Rows) > 1], t.Rows[0][2].Text))
+	}
+	for _, s := range r.Shares {
+		most := 0
+		for i, w := range s.Shares.Layers {
+			if w > s.Shares.Layers[most] {
+				most = i
+			}
+		}
+		list = append(list, fmt.Sprintf("%s reads its slots most in layer %d: %.0f%% of the attention there.", s.Name, most, 100*s.Shares.Layers[most]))
+	}
+	for _, c := range r.Curves {
+		for _, sentence := range c.Set.Findings() {
+			if len(r.Curves) > 1 {
+				sentence = c.Name + ": " + sentence
+			}
+			list = append(list, sentence)
+		}
+	}
+	for _, c := range r.Conversions {
+		if n := len(c.Report.Stages); n > 0 {
+			last := c.Report.Stages[n-1]
+			text := fmt.Sprintf("%s is %.4f nats from its base %s, with a perplexity of %s", c.Name, last.KL, bench.ShortName(c.Report.Base), bench.FormatNumber(last.Perplexity))
+			if c.Report.BasePerplexity > 0 {
+				text += " against " + bench.FormatNumber(c.Report.BasePerplexity)
+			}
+			list = append(list, text+".")
+		}
+	}
+	return list
+}
+
+// elapsed is a run's time for people.
+func elapsed(run *Run) string {
+	return time.Duration(run.Last.Elapsed * float64(time.Second)).Round(time.Second).String()
 }
 
 // bestRun is the run with the lowest validation loss; nil where none has validated.
@@ -64,7 +114,7 @@ func (r *Report) training() []bench.Section {
 		}
 		t.Rows = append(t.Rows, []bench.Cell{{Text: run.Name}, {Text: fmt.Sprint(run.Last.Step)}, {Text: bench.FormatNumber(float64(run.Last.Tokens) / 1e6)},
 			{Text: bench.FormatNumber(float64(run.Last.Loss))}, {Text: bench.FormatNumber(final)}, {Text: bench.FormatNumber(float64(run.Best)), Best: run == best && len(r.Training) > 1},
-			{Text: bench.FormatNumber(bits)}, {Text: bench.FormatNumber(run.TokensPerS)}, {Text: time.Duration(run.Last.Elapsed * float64(time.Second)).Round(time.Second).String()}})
+			{Text: bench.FormatNumber(bits)}, {Text: bench.FormatNumber(run.TokensPerS)}, {Text: elapsed(run)}})
 	}
 	s := bench.Section{Title: "Training", Figures: []bench.Figure{loss}, Tables: []bench.PageTable{t}}
 	if len(validation.Series) > 0 {
@@ -96,12 +146,57 @@ func thinned(lines []train.Line, of func(train.Line) train.Number) (x, y []float
 	return x, y
 }
 
-func (r *Report) evaluations() []bench.Section {
-	if len(r.Evaluations) == 0 {
-		return nil
+func (r *Report) evaluations() (list []bench.Section) {
+	if len(r.Evaluations) > 0 {
+		s := bench.Section{Title: "Evaluations", Text: "Scores with their standard errors; of a model that was measured several times, the newest. The best is in bold."}
+		if t := table(r.Evaluations); len(t.Head) > 2 {
+			s.Tables = append(s.Tables, t)
+		}
+		if f := byPosition(r.Evaluations); len(f.Series) > 0 {
+			s.Figures = append(s.Figures, f)
+		}
+		list = append(list, s)
 	}
-	return []bench.Section{{Title: "Evaluations", Text: "Scores with their standard errors; of a model that was measured several times, the newest. The best is in bold.",
-		Tables: []bench.PageTable{table(r.Evaluations)}}}
+	if len(r.Shares) == 0 {
+		return list
+	}
+	s := bench.Section{Title: "Slot share", Text: "How much of a token's attention reads long-term memory."}
+	for _, x := range r.Shares {
+		charts := x.Shares.Charts()
+		for _, name := range []string{"slot_share_layers", "slot_share_positions"} {
+			c := *charts[name]
+			c.Title += ": " + x.Name
+			f := bench.Figure{Chart: c, Caption: fmt.Sprintf("Means over %d tokens.", x.Shares.Tokens)}
+			if c.X.Binary {
+				f.XUnit = "tokens"
+			}
+			s.Figures = append(s.Figures, f)
+		}
+	}
+	return append(list, s)
+}
+
+// byPosition is the loss of a text against position, of every model that has it.
+func byPosition(list []Evaluation) bench.Figure {
+	f := bench.Figure{Chart: plot.Chart{Title: "Loss by position", X: plot.Axis{Label: "position in the window, tokens", Log: true, Binary: true}, Y: plot.Axis{Label: "nats per token"}},
+		Caption: "What more context is worth: the mean over the tokens of an octave, at its middle. Lower is better.", XUnit: "tokens", Wide: true}
+	for _, e := range list {
+		line := plot.Series{Name: bench.ShortName(e.Model), Points: true}
+		points := map[float64]float64{}
+		for _, s := range e.Scores {
+			var from, to float64
+			if n, _ := fmt.Sscanf(s.Metric, "loss@%f-%f", &from, &to); n == 2 {
+				points[math.Round(math.Sqrt(max(1, from)*to))] = s.Value
+			}
+		}
+		for _, x := range slices.Sorted(maps.Keys(points)) {
+			line.X, line.Y = append(line.X, x), append(line.Y, points[x])
+		}
+		if len(line.X) > 0 {
+			f.Series = append(f.Series, line)
+		}
+	}
+	return f
 }
 
 func (r *Report) curves() (list []bench.Section) {
@@ -122,9 +217,9 @@ func (r *Report) conversions() []bench.Section {
 	s := bench.Section{Title: "Conversions", Text: "Pretrained models turned into hybrids; KL and perplexity are of held-out text after a stage."}
 	stages := bench.PageTable{Title: "Stages", Head: []string{"hybrid", "base", "windows", "stage", "steps", "million tokens", "KL to the base", "perplexity"}}
 	tasks := bench.PageTable{Title: "Tasks", Head: []string{"hybrid", "task", "metric", "base value", "hybrid value"}}
-	shares := bench.Figure{Chart: plot.Chart{Title: "Slot share by layer", X: plot.Axis{Label: "layer"}, Y: plot.Axis{Label: "share of attention that reads slots"}},
+	shares := bench.Figure{Chart: plot.Chart{Title: "Slot share by layer", X: plot.Axis{Label: "layer", Whole: true}, Y: plot.Axis{Label: "share of attention that reads slots"}},
 		Caption: "How much of every layer's attention reads long-term memory."}
-	errors := bench.Figure{Chart: plot.Chart{Title: "Error of every layer's attention", X: plot.Axis{Label: "layer"}, Y: plot.Axis{Label: "|y − base|² / |base|²", Log: true}},
+	errors := bench.Figure{Chart: plot.Chart{Title: "Error of every layer's attention", X: plot.Axis{Label: "layer", Whole: true}, Y: plot.Axis{Label: "|y − base|² / |base|²", Log: true}},
 		Caption: "Against the base, after the last stage. Full layers have none."}
 	for i, c := range r.Conversions {
 		var x, share, last []float64

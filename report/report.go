@@ -13,11 +13,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"nha/atomicfile"
 	"nha/bench"
+	"nha/eval"
 	"nha/hybridize"
 	"nha/model"
 	"nha/train"
@@ -40,6 +42,7 @@ type Report struct {
 	Version     string       `json:"version"`
 	Training    []Run        `json:"training"`
 	Evaluations []Evaluation `json:"evaluations"`
+	Shares      []ShareFile  `json:"slot_shares"`
 	Curves      []CurveFile  `json:"curves"`
 	Conversions []Conversion `json:"conversions"`
 }
@@ -71,6 +74,12 @@ type StateMemory struct {
 
 // depths are those at which memory is told.
 var depths = []int{2 << 10, 32 << 10, 128 << 10}
+
+// ShareFile is a slot_share.json.
+type ShareFile struct {
+	Name   string       `json:"name"`
+	Shares *eval.Shares `json:"shares"`
+}
 
 // CurveFile is a curves.json.
 type CurveFile struct {
@@ -114,9 +123,9 @@ func Collect(dir string) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(r.Training)+len(r.Evaluations)+len(r.Curves)+len(r.Conversions) == 0 {
-		return nil, fmt.Errorf("%s holds no runs: looked below it for metrics.jsonl (nha train), results_*.json (nha eval --output), %s (nha bench curves --out) and "+
-			"report.json (nha hybridize)", dir, bench.CurvesJSON)
+	if len(r.Training)+len(r.Evaluations)+len(r.Shares)+len(r.Curves)+len(r.Conversions) == 0 {
+		return nil, fmt.Errorf("%s holds no runs: looked below it for metrics.jsonl (nha train), results_*.json and %s (nha eval --output), %s (nha bench curves --out) and "+
+			"report.json (nha hybridize)", dir, eval.SharesFile, bench.CurvesJSON)
 	}
 	return r, nil
 }
@@ -143,6 +152,8 @@ func (r *Report) read(path, name, file string) error {
 			r.Evaluations = append(r.Evaluations, *e)
 		}
 		return err
+	case file == eval.SharesFile:
+		return r.readShares(path, name)
 	case file == bench.CurvesJSON:
 		set, err := bench.ReadCurves(path)
 		if err == nil {
@@ -201,6 +212,23 @@ func memoryOf(c *model.Config) *Memory {
 		m.States = append(m.States, StateMemory{n, a.StateBytes, a.KVBytes})
 	}
 	return m
+}
+
+// readShares reads what the task share of nha eval leaves.
+func (r *Report) readShares(path, name string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	s := &eval.Shares{}
+	if err := json.Unmarshal(text, s); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if len(s.Layers) == 0 || len(s.Layers) != len(s.Heads) || slices.ContainsFunc(s.Positions, func(p eval.SharePoint) bool { return len(p.Layers) != len(s.Layers) }) {
+		return fmt.Errorf("%s: %d layers, %d layers of heads: not a file of nha eval --tasks share", path, len(s.Layers), len(s.Heads))
+	}
+	r.Shares = append(r.Shares, ShareFile{name, s})
+	return nil
 }
 
 // readConversion reads hybridize's report.json, and passes over what is not one.
@@ -264,7 +292,7 @@ func (r *Report) String() string {
 	for _, k := range []struct {
 		n         int
 		one, many string
-	}{{len(r.Training), "training run", "training runs"}, {len(r.Evaluations), "evaluation", "evaluations"}, {len(r.Curves), "set of curves", "sets of curves"},
+	}{{len(r.Training), "training run", "training runs"}, {len(r.Evaluations), "evaluation", "evaluations"}, {len(r.Shares), "slot share", "slot shares"}, {len(r.Curves), "set of curves", "sets of curves"},
 		{len(r.Conversions), "conversion", "conversions"}} {
 		switch {
 		case k.n == 1:

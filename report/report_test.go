@@ -61,7 +61,7 @@ func texts(t *testing.T, page []byte) string {
 // Every kind of run is found, with its numbers.
 func TestCollect(t *testing.T) {
 	r := collect(t, folder(t))
-	if got := r.String(); got != "2 training runs, 2 evaluations, 1 set of curves, 1 conversion" {
+	if got := r.String(); got != "2 training runs, 2 evaluations, 1 slot share, 1 set of curves, 1 conversion" {
 		t.Fatal(got)
 	}
 	run := r.Training[0]
@@ -117,7 +117,9 @@ func TestWrite(t *testing.T) {
 	}
 	text := texts(t, page)
 	for _, want := range []string{"Report: runs", "2 training runs", "Training loss", "train/a", "train/b", "Evaluations", "lambada_openai perplexity", "Time of a token", "Conversions", "calibrate",
-		"Slot share by layer", "Memory of a sequence", "128K tokens", "Best validation loss", "3.50"} {
+		"Slot share by layer", "Memory of a sequence", "128K tokens", "Best validation loss", "3.50",
+		"train/a has the lowest validation loss, 3.50 nats per token, after 0.04 million tokens in 40s.", "two is first in commonsense average: 0.5500.", "share reads its slots most in layer 1: 75% of the attention there.",
+		"With windows of 64 and 64 slots a token costs", "Slot share by position: share", "Loss by position"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page does not say %q", want)
 		}
@@ -172,11 +174,13 @@ func TestCollectErrors(t *testing.T) {
 		return dir
 	}
 	for want, dir := range map[string]string{
-		"holds no runs: looked below it for metrics.jsonl (nha train), results_*.json (nha eval --output), curves.json": t.TempDir(),
+		"holds no runs: looked below it for metrics.jsonl (nha train), results_*.json and slot_share.json (nha eval --output), curves.json": t.TempDir(),
 		"metrics.jsonl, line 1":                   write("a/metrics.jsonl", "{\n{}\n"),
 		"results_x.json: unexpected end":          write("results_x.json", "{"),
 		"curves.json: format":                     write("curves.json", "{}"),
 		"report.json: invalid character":          write("report.json", "x"),
+		"not a file of nha eval --tasks share":    write("a/slot_share.json", `{"layers":[0.5],"heads":[]}`),
+		"slot_share.json: unexpected end":         write("slot_share.json", "["),
 		"holds no runs":                           write("checkpoints/metrics.jsonl", `{"step":1}`),
 		" holds no runs":                          write("a/results_table.json", `{"other":1}`),
 		"holds no runs: looked":                   write("a/report.json", `{"base":"x"}`),
