@@ -52,10 +52,18 @@ func newEngine(m *model.Model, tk tokenizer.Tokenizer, batchTokens int) *engine 
 		e.headRows, e.forkTokens, e.g.Chunk = 256, 512, max(generate.DefaultChunk, batchTokens/8)
 	}
 	e.tape.Record(false)
-	e.loss = m.Backend().Alloc(m.Backend().DType(), tensor.Of(e.headRows))
+	e.loss = m.Backend().Alloc(lossType(m.Backend().DType()), tensor.Of(e.headRows))
 	e.host = tensor.New(tensor.F32, tensor.Of(e.headRows*m.Config.VocabSize))
 	e.lost = tensor.New(tensor.F64, tensor.Of(e.headRows))
 	return e
+}
+
+// lossType is what a backend of a type writes losses in: 16 bits would leave three digits of a log-likelihood.
+func lossType(d tensor.DType) tensor.DType {
+	if d.Size() < 4 {
+		return tensor.F32
+	}
+	return d
 }
 
 // onHost says that the model computes on the processor.

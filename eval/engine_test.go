@@ -132,6 +132,15 @@ func TestPositions(t *testing.T) {
 	}
 }
 
+// TestLossType: log-likelihoods keep their digits on a backend of 16 bits.
+func TestLossType(t *testing.T) {
+	for from, want := range map[tensor.DType]tensor.DType{tensor.BF16: tensor.F32, tensor.F16: tensor.F32, tensor.F32: tensor.F32, tensor.F64: tensor.F64} {
+		if got := lossType(from); got != want {
+			t.Errorf("losses of %v are %v, want %v", from, got, want)
+		}
+	}
+}
+
 // TestNaN: logits that are not finite stop the evaluation with the request's name.
 func TestNaN(t *testing.T) {
 	m := tiny(t, 4)

@@ -105,6 +105,10 @@ func TestTooLong(t *testing.T) {
 	if err := WriteTable(&b, "markdown", []*Report{r}); err != nil || !strings.Contains(b.String(), "1 requests longer than the context") {
 		t.Errorf("the table does not say so: %v\n%s", err, &b)
 	}
+	b.Reset()
+	if err := WriteTable(&b, "csv", []*Report{r, r}); err != nil || strings.Count(b.String(), `"squad: 1 requests longer than the context, their left ends cut; lambada_openai: 1 requests`) != 2 {
+		t.Errorf("the table of several models does not say so: %v\n%s", err, &b)
+	}
 }
 
 func TestContainsScore(t *testing.T) {

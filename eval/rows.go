@@ -147,8 +147,11 @@ func readJSONL(r io.Reader, path string, emit func(*row) (bool, error)) error {
 		var object map[string]any
 		d := json.NewDecoder(bytes.NewReader(line))
 		d.UseNumber()
-		if err := d.Decode(&object); err != nil || object == nil {
-			return x.errorf("not a JSON object: %w", errors.Join(err, trailing(d)))
+		switch err := d.Decode(&object); {
+		case err != nil:
+			return x.errorf("not a JSON object: %w", err)
+		case object == nil:
+			return x.errorf("not a JSON object but null")
 		}
 		if err := trailing(d); err != nil {
 			return x.errorf("%w", err)

@@ -95,6 +95,7 @@ func TestBadRows(t *testing.T) {
 	for name, c := range map[string]struct{ task, rows, want string }{
 		"no object":    {"arc_easy", arc + "[1]\n", "line 2: not a JSON object"},
 		"cut":          {"arc_easy", arc + `{"question": "q", "cho`, "line 2: not a JSON object"},
+		"null":         {"arc_easy", arc + "null", "line 2: not a JSON object but null"},
 		"two objects":  {"arc_easy", arc + "{} {}", "line 2: more than one JSON object"},
 		"no field":     {"arc_easy", arc + `{"question": "q", "answerKey": "A", "choices": {"label": ["A"]}}`, `line 2: no field "choices.text"`},
 		"wrong type":   {"arc_easy", arc + `{"question": 5, "answerKey": "A", "choices": {"text": ["a"], "label": ["A"]}}`, `line 2: field "question" is 5`},

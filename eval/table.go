@@ -73,20 +73,24 @@ func WriteTable(w io.Writer, format string, reports []*Report) error {
 func single(r *Report) [][]string {
 	cells := [][]string{{"task", "metric", "value", "stderr", "n", "notes"}}
 	for _, t := range slices.Concat(r.Tasks, r.Groups) {
-		name := t.Task
-		var notes []string
-		if t.Truncated > 0 {
-			notes = append(notes, fmt.Sprintf("%d requests longer than the context, their left ends cut", t.Truncated))
-		}
-		if t.Skipped > 0 {
-			notes = append(notes, fmt.Sprintf("%d rows left out by the protocol", t.Skipped))
-		}
+		notes := t.notes()
 		for _, v := range t.Values {
-			cells = append(cells, []string{name, v.Metric, number(v.Value), number(v.Stderr), fmt.Sprint(v.N), strings.Join(notes, "; ")})
+			cells = append(cells, []string{t.Task, v.Metric, number(v.Value), number(v.Stderr), fmt.Sprint(v.N), strings.Join(notes, "; ")})
 			notes = nil
 		}
 	}
 	return cells
+}
+
+// notes are what must be known of a task's documents.
+func (t *TaskResult) notes() (list []string) {
+	if t.Truncated > 0 {
+		list = append(list, fmt.Sprintf("%d requests longer than the context, their left ends cut", t.Truncated))
+	}
+	if t.Skipped > 0 {
+		list = append(list, fmt.Sprintf("%d rows left out by the protocol", t.Skipped))
+	}
+	return list
 }
 
 // number writes a value with four digits behind the point, nothing for NaN.
@@ -152,6 +156,28 @@ func several(reports []*Report, bold bool) [][]string {
 			}
 			cells[i+1] = append(cells[i+1], text)
 		}
+	}
+	return withNotes(cells, rows)
+}
+
+// withNotes adds a column with the notes of every model's tasks, where there are any.
+func withNotes(cells [][]string, rows []*Report) [][]string {
+	notes := make([]string, len(rows))
+	any := false
+	for i, r := range rows {
+		for _, t := range r.Tasks {
+			if list := t.notes(); len(list) > 0 {
+				notes[i] += "; " + t.Task + ": " + strings.Join(list, ", ")
+				any = true
+			}
+		}
+	}
+	if !any {
+		return cells
+	}
+	cells[0] = append(cells[0], "notes")
+	for i, text := range notes {
+		cells[i+1] = append(cells[i+1], strings.TrimPrefix(text, "; "))
 	}
 	return cells
 }

@@ -258,7 +258,7 @@ def main():
     tk = AutoTokenizer.from_pretrained(model)
     lm = HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=args.batch)
     data = f"{REPOSITORY}/eval/testdata/truth"
-    ours, theirs, manager = {}, [], TaskManager()
+    ours, scoring, generating_tasks, manager = {}, [], [], TaskManager()
     for task in args.tasks.split(","):
         if task in HARNESS:
             path = f"{data}/{task}.jsonl"
@@ -267,23 +267,27 @@ def main():
                 with open(args.lambada) as f, open(path, "w") as g:
                     g.writelines(f.readlines()[:200])
             ours[task] = ask_nha(args, model, task, path)
-            theirs.append(harness_task(manager, task, path))
+            scoring.append(harness_task(manager, task, path))
         elif task in RECALL:
             lengths = args.lengths or ("1024,2048" if task == "nq" else "512,1024")
             docs = recall_docs(tk, task, data, [int(n) for n in lengths.split(",")])
             ours[task] = ask_nha(args, model, task, data, "--lengths", lengths)
-            theirs.append(generating(task, docs, [f"contains@{n}" for n in lengths.split(",")], contains, 48, ["\n"], doc_to_text="{{prompt}}"))
+            generating_tasks.append(generating(task, docs, [f"contains@{n}" for n in lengths.split(",")], contains, 48, ["\n"], doc_to_text="{{prompt}}"))
         else:
             flags = ["--lengths", args.lengths or "2048", "--limit", str(args.limit)]
             export = f"{args.work}/export.jsonl"
             subprocess.run([args.nha, "eval", model, "--tasks", task, "--export", export, *flags], check=True)
             docs = [x["doc"] for x in read(export)]
             ours[task] = ask_nha(args, model, task, "", *flags)
-            theirs.append(generating(task, docs, sorted({str(d["max_length"]) for d in docs}), string_match, docs[0]["max_gen_toks"], [],
-                                     doc_to_text="{{input}}", gen_prefix="{{gen_prefix}}", target_delimiter=docs[0]["delimiter"]))
-    c, harness = Comparison(), ask_harness(lm, theirs)
-    for task in ours:
-        c.task(task, ours[task], harness[task])
+            generating_tasks.append(generating(task, docs, sorted({str(d["max_length"]) for d in docs}), string_match, docs[0]["max_gen_toks"], [],
+                                               doc_to_text="{{input}}", gen_prefix="{{gen_prefix}}", target_delimiter=docs[0]["delimiter"]))
+    c = Comparison()
+    for batch, tasks in [(args.batch, scoring), *((1, [t]) for t in generating_tasks)]:  # one prompt at a time: padded keys and values are copied every step
+        if tasks:
+            lm.batch_size_per_gpu = batch
+            for task, results in ask_harness(lm, tasks).items():
+                c.task(task, ours[task], results)
+    c.rows.sort(key=lambda r: list(ours).index(r[0]))
     if args.table:
         write_table(args, c)
     for f in c.failures:
