@@ -3,6 +3,7 @@ package eval
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -112,12 +113,14 @@ func printable(text string) string {
 	}, strip(text)))
 }
 
+var errTooShort = errors.New("the shortest text does not fit: ask for a greater length")
+
 // grow is the largest multiple of step, at least one step, at which build's text with the tokens to come still fits; limit, where
 // it is not 0, is the largest that there is.
 func (g *generator) grow(step, room, limit int, build func(n int) string) (int, error) {
 	fits := func(n int) bool { return g.tokens(build(n))+room <= g.length }
 	if !fits(step) {
-		return 0, fmt.Errorf("the shortest text does not fit: ask for a greater length")
+		return 0, errTooShort
 	}
 	low, high := step, 2*step
 	for (limit == 0 || high <= limit) && fits(high) {
@@ -410,6 +413,7 @@ func commonWords(g *generator) (func() (sample, error), error) {
 		g.r.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
 		return sample{input: strings.Replace(cweTemplate, "CONTEXT", numbered(shuffled), 1), prefix: cwePrefix, outputs: chosen[:cweCommon]}
 	}
+	bare := false // RULER's shortest text is one of 100 words with its worked example; where that is too long, the example goes
 	build := func(n int) sample {
 		example, x := list(40, 10, 3), sample{}
 		if g.length < 4096 {
@@ -417,15 +421,24 @@ func commonWords(g *generator) (func() (sample, error), error) {
 		} else {
 			x = list(n, 30, 3)
 		}
-		x.input = example.prompt() + " " + numbered(example.outputs) + "\n" + x.input
+		if !bare {
+			x.input = example.prompt() + " " + numbered(example.outputs) + "\n" + x.input
+		}
 		x.join = "\n\n"
 		return x
 	}
 	const step = 10
-	size, err := g.grow(step, cweTokens, len(all), func(n int) string {
-		x := build(n)
-		return x.prompt() + " " + numbered(x.outputs)
-	})
+	grow := func() (int, error) {
+		return g.grow(step, cweTokens, len(all), func(n int) string {
+			x := build(n)
+			return x.prompt() + " " + numbered(x.outputs)
+		})
+	}
+	size, err := grow()
+	if errors.Is(err, errTooShort) {
+		bare = true
+		size, err = grow()
+	}
 	if size < 2*cweCommon && err == nil {
 		size = min(2*cweCommon, size+step)
 	}

@@ -60,6 +60,25 @@ func TestRuler(t *testing.T) {
 	}
 }
 
+// TestShortWords: the list of common words does without its worked example where the shortest with it is too long, and says so where nothing fits.
+func TestShortWords(t *testing.T) {
+	m := tiny(t, 4)
+	for length, examples := range map[int]int{2600: 1, 1700: 0} { // bytes
+		docs, err := built(t, m, Options{Tasks: []string{"ruler_cwe"}, Lengths: []int{length}, Limit: 2, Seed: 1})
+		if err != nil {
+			t.Fatalf("%d: %v", length, err)
+		}
+		for _, d := range docs {
+			prompt := d.requests[0].arguments[0]
+			if n := strings.Count(prompt, "Below is a numbered list"); n != examples+1 || len(prompt)+d.requests[0].maxNew > length {
+				t.Errorf("at %d: %d lists in %d bytes", length, n, len(prompt))
+			}
+		}
+	}
+	_, err := built(t, m, Options{Tasks: []string{"ruler_cwe"}, Lengths: []int{700}, Limit: 1, Seed: 1})
+	wantError(t, err, "ruler_cwe at 700 tokens", "ask for a greater length")
+}
+
 // TestRulerWords: the wording of a sample, singular and plural.
 func TestRulerWords(t *testing.T) {
 	m := tiny(t, 4)
