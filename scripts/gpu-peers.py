@@ -1,4 +1,5 @@
-"""The ops of BenchmarkCard (backend/cuda/bench_test.go) in PyTorch, at the same sizes: medians by CUDA events."""
+"""The ops of BenchmarkCard (backend/cuda/bench_test.go) in PyTorch, at the same sizes, and attention: medians by CUDA events. fla's
+gated slot attention, where it is installed, at the sizes of the operator."""
 import statistics
 
 try:
@@ -57,3 +58,30 @@ p = torch.zeros(parameters, **device, requires_grad=True)
 p.grad = torch.zeros_like(p)
 adam = torch.optim.AdamW([p], fused=True)
 run("adamw", adam.step, size=7 * 2.0 * parameters)
+
+
+def heads(b, t, h, d):
+    return [torch.randn(b, h, t, d, **device, requires_grad=True) for _ in range(3)]
+
+
+def both(name, forward, inputs, times):
+    with torch.no_grad():
+        run(f"{name} forward", forward, times=times)
+    out = forward()
+    gradient = torch.randn_like(out)
+    run(f"{name} backward", lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True), times=times)
+
+
+for b, t, h, d in [(8, 2048, 16, 64), (4, 2048, 16, 128)] + [(1, t, 16, 64) for t in (512, 1024, 2048, 4096, 8192, 16384)]:
+    q, k, v = heads(b, t, h, d)
+    both(f"sdpa-B{b}-T{t}-H{h}-D{d}", lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True), (q, k, v), 20)
+try:
+    from fla.ops.gsa import chunk_gsa
+except ImportError:
+    print("fla is not installed")
+else:
+    for b, t, h, d in [(8, 2048, 16, 64), (4, 2048, 32, 128), (1, 65536, 16, 64)]:
+        q, k, v = [x.transpose(1, 2).contiguous().detach().requires_grad_() for x in heads(b, t, h, d)]
+        s = torch.randn(b, t, h, 64, **device, requires_grad=True)
+        g = F.logsigmoid(torch.randn(b, t, h, 64, **device)).div(8).requires_grad_()
+        both(f"fla-gsa-B{b}-T{t}-H{h}-D{d}", lambda: chunk_gsa(q, k, v, s, g)[0], (q, k, v, s, g), 10)

@@ -28,6 +28,12 @@ var specialisations = map[string][][]define{
 		over(realTypes[:1], []define{word("STATISTIC", "bf16")}, columns(7, 64, 768), widths[:1])...),
 }
 
+// architectures are the oldest and Hopper's; onlyFor are those that use a specialisation, by file and constants, where it is not both.
+var (
+	architectures = []string{"sm_80", "sm_90a"}
+	onlyFor       = map[string][]string{}
+)
+
 var (
 	realTypes = []define{word("REAL", "bf16"), word("REAL", "float")}
 	widths    = []define{number("VEC", 1), number("VEC", 8)}
@@ -82,7 +88,11 @@ func TestCompile(t *testing.T) {
 				t.Errorf("%s: no specialisations to compile", path)
 			}
 			for _, defines := range specialisations[file] {
-				for _, arch := range []string{"sm_80", "sm_90a"} {
+				archs := onlyFor[fmt.Sprint(file, defines)]
+				if len(archs) == 0 {
+					archs = architectures
+				}
+				for _, arch := range archs {
 					t.Run(fmt.Sprint(file, " ", arch, " ", defines), func(t *testing.T) {
 						t.Parallel()
 						compiled.Add(1)

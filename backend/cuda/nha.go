@@ -1,6 +1,7 @@
 package cuda
 
 import (
+	"fmt"
 	"slices"
 	"unsafe"
 
@@ -188,8 +189,16 @@ func (r *nhaRun) shape() nhaShape {
 // state is the numbers of one kv head's slots.
 func (s nhaShape) state() int { return s.slots * (s.key + s.value) }
 
+// windowRows are the tokens of the window that a block of forward has in shared memory at a time: where a card has room for one block, 64.
+func (s nhaShape) windowRows(available int) int {
+	if s.shared(nhaForward, nhaChunk) > available {
+		return nhaChunk / 2
+	}
+	return nhaChunk
+}
+
 // shared is the shared memory of a kernel, as it takes it.
-func (s nhaShape) shared(pass int) int {
+func (s nhaShape) shared(pass, windowRows int) int {
 	keys, values, slotKeys, slotValues := nhaChunk*(s.key+8)*2, nhaChunk*(s.value+8)*2, s.slots*(s.key+8)*2, s.slots*(s.value+8)*2
 	gate, weights := nhaChunk*(s.slots+4)*4, nhaChunk*(s.slots+8)*2
 	gates := gate + 2*weights + 4*s.slots*4
@@ -199,16 +208,24 @@ func (s nhaShape) shared(pass int) int {
 	case nhaContribute:
 		return keys + values + gates
 	case nhaForward:
-		return max(2*keys, valueSums) + 3*row + 2*(keys+values) + slotKeys + slotValues + gates
+		return max(2*keys, valueSums) + 3*row + keys + values + (keys+values)*windowRows/nhaChunk + slotKeys + slotValues + gates
 	case nhaQueries:
-		return max(keys+values, keySums) + keys + values + max(slotKeys+slotValues, 2*weights) + slotKeys + gates + s.slots*4 + 8*row
+		rests := slotKeys
+		if max(s.key, s.value) <= 64 {
+			rests += slotValues
+		}
+		return max(keys+values, keySums) + keys + values + max(slotKeys+slotValues, 2*weights) + rests + gates + s.slots*4 + 8*row
 	case nhaSlots:
-		return max(keys+values, 2*gate) + max(keys+values+2*weights, slotKeys+slotValues, keySums, valueSums) + gates + gate + 5*s.slots*4
+		sums := max(keySums, valueSums)
+		if max(s.key, s.value) <= 64 {
+			sums *= 2
+		}
+		return max(keys+values, 2*gate) + max(keys+values+2*weights, slotKeys+slotValues, sums) + gates + 2*gate + 5*s.slots*4
 	case nhaFullForward:
 		return max(2*(keys+values), nhaFullRows*(max(s.key, s.value)+8)*2)
 	case nhaFullQueries:
 		rows := s.queryRows()
-		return max(2*(2*keys+values), rows*(s.key+s.value+16)*2, rows*(s.key+8)*4)
+		return max(2*(2*keys+values), rows*(2*s.key+s.value+24)*2, rows*(s.key+8)*4)
 	case nhaFullKeys:
 		return max(2*(2*keys+values), keySums, valueSums) + 4*row
 	}
@@ -237,7 +254,7 @@ func (s nhaShape) together(pass, available int) int {
 			n = 3
 		}
 	}
-	return max(1, min(n, (available+reserved)/(s.shared(pass)+reserved)))
+	return max(1, min(n, (available+reserved)/(s.shared(pass, s.windowRows(available))+reserved)))
 }
 
 // threads are a kernel's to a block.
@@ -254,19 +271,25 @@ func (s nhaShape) threads(pass int) int {
 // launch queues a kernel over a grid.
 func (r *nhaRun) launch(pass int, g grid, args ...arg) {
 	k := r.b.d.kernel(nhaKernels[pass].file, nhaKernels[pass].entry, r.defines(pass)...)
-	r.b.d.launch(k, g, r.shape().threads(pass), r.shape().shared(pass), args...)
+	s := r.shape()
+	r.b.d.launch(k, g, s.threads(pass), s.shared(pass, s.windowRows(r.b.d.shared)), args...)
 }
 
 // defines are a kernel's constants. Where nothing is padded the sizes are constants, other calls share a padded shape.
 func (r *nhaRun) defines(pass int) []define {
 	s := r.shape()
-	return s.defines(pass, s == nhaShape{r.c.KeyDim, r.c.ValueDim, r.slots}, s.together(pass, r.b.d.shared))
+	return s.defines(pass, s == nhaShape{r.c.KeyDim, r.c.ValueDim, r.slots}, r.b.d.shared)
 }
 
 // compile has the kernels of the call's shape compiled together, the first time.
 func (r *nhaRun) compile() {
 	var missing []moduleKey
-	for _, pass := range r.shape().passes() {
+	s, available := r.shape(), r.b.d.shared
+	for _, pass := range s.passes() {
+		if need := s.shared(pass, s.windowRows(available)); need > available {
+			panic(&Error{Op: "nha", Text: fmt.Sprintf("%d slots of %d and %d numbers need %d KiB of shared memory, a block of this card has %d", r.c.Slots, r.c.KeyDim, r.c.ValueDim, need>>10, available>>10),
+				Advice: "take fewer slots, or --backend cuda-f32"})
+		}
 		k := key(nhaKernels[pass].file, r.defines(pass))
 		if _, ok := r.b.d.modules.loaded[k]; !ok {
 			missing = append(missing, k)
@@ -279,8 +302,12 @@ func (r *nhaRun) compile() {
 	}
 }
 
-func (s nhaShape) defines(pass int, exact bool, together int) []define {
-	return []define{number("PASS", pass), number("KEY_DIM", s.key), number("VALUE_DIM", s.value), number("SLOTS", s.slots), flag("EXACT", exact), number("SEGMENT", nhaSegment), number("BLOCKS", together)}
+func (s nhaShape) defines(pass int, exact bool, available int) []define {
+	list := []define{number("PASS", pass), number("KEY_DIM", s.key), number("VALUE_DIM", s.value), number("SLOTS", s.slots), flag("EXACT", exact), number("SEGMENT", nhaSegment), number("BLOCKS", s.together(pass, available))}
+	if pass == nhaForward {
+		list = append(list, number("TILE", s.windowRows(available)))
+	}
+	return list
 }
 
 // bySegment is a block for every segment and kv head, bySlot one for 1024 numbers of the slots of a sequence and kv head.
@@ -358,7 +385,7 @@ func (r *nhaRun) backward() {
 		rest, exact, inner, starts, weights, dlogits, earlier, chunkStates, r.queryHeads(), r.heads(), r.window(), r.scale(), r.normalizer(), r.mask(), f32(r.sinks))
 	r.launch(nhaScan, r.bySlot(), r.table, adjoints, decays, r.heads(), truth(true))
 	r.launch(nhaSlots, r.bySegment(), r.table, r.items, pointer(c.Q), pointer(c.K), pointer(c.V), pointer(c.Z), states, adjoints, pointer(g.DO), weights, dlogits, earlier, chunkStates,
-		pointer(g.DK), pointer(g.DV), pointer(g.DZ), r.queryHeads(), r.heads(), r.window(), r.scale(), r.normalizer())
+		pointer(g.DK), pointer(g.DV), pointer(g.DZ), r.queryHeads(), r.heads(), r.window(), r.normalizer())
 	if c.Window > 0 {
 		r.fullKeys(t, exact, inner)
 	}

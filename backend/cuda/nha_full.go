@@ -15,9 +15,9 @@ func (s nhaShape) queryRows() int {
 	return 128
 }
 
-// turned are rotated queries [N, Hq, Kp] and keys [tokens and rings, H, Kp]: in float16, queries with the scale in them, and in
-// bf16 as backward needs them.
-type turned struct{ queries, keys, wideQueries, wideKeys arg }
+// turned are rotated queries [N, Hq, Kp] and keys [tokens and rings, H, Kp]: in float16, queries with the scale in them, for backward
+// beside slots with what rounding left of queries, and in bf16 as backward needs them.
+type turned struct{ queries, keys, restQueries, wideQueries, wideKeys arg }
 
 // turn rotates queries and keys; where there is no window there is nothing to do.
 func (r *nhaRun) turn(backward bool) (t turned) {
@@ -29,9 +29,12 @@ func (r *nhaRun) turn(backward bool) (t turned) {
 	t.queries, t.keys = b.scratch(queries), b.scratch(keys)
 	if backward {
 		t.wideQueries, t.wideKeys = b.scratch(queries), b.scratch(keys)
+		if r.slots > 0 {
+			t.restQueries = b.scratch(queries)
+		}
 	}
 	r.launch(nhaTurn, grid{r.chunks.n * (c.QueryHeads + c.KVHeads), 1, 1}, r.table, r.chunks.at, pointer(c.Q), pointer(c.K), r.cos, r.sin,
-		t.queries, t.keys, t.wideQueries, t.wideKeys, r.queryHeads(), r.heads(), r.scale())
+		t.queries, t.keys, t.restQueries, t.wideQueries, t.wideKeys, r.queryHeads(), r.heads(), r.scale())
 	return t
 }
 
@@ -67,7 +70,7 @@ func (r *nhaRun) fullForward(t turned) {
 // fullQueries gives dq, exact and inner, or what nha_backward_queries makes them from.
 func (r *nhaRun) fullQueries(t turned, rest, exact, inner, starts arg) {
 	c, g := r.c, r.g
-	r.launch(nhaFullQueries, grid{r.blocks.n * c.QueryHeads, 1, 1}, r.table, r.blocks.at, t.queries, t.keys, t.wideKeys, pointer(c.V), r.cos, r.sin, pointer(c.O), pointer(c.LSE), pointer(g.DO),
+	r.launch(nhaFullQueries, grid{r.blocks.n * c.QueryHeads, 1, 1}, r.table, r.blocks.at, t.queries, t.restQueries, t.keys, t.wideKeys, pointer(c.V), r.cos, r.sin, pointer(c.O), pointer(c.LSE), pointer(g.DO),
 		pointer(g.DQ), rest, exact, inner, starts, r.queryHeads(), r.heads(), r.window(), r.scale(), f32(r.sinks))
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"nha/attention"
@@ -19,8 +20,8 @@ var nhaTestShapes = [][3]int{
 	{128, 128, 16}, {128, 128, 0}, {128, 128, 80}, {128, 64, 80},
 }
 
-// nhaSharedPerBlock is Hopper's.
-const nhaSharedPerBlock = 227 << 10
+// nhaSharedPerBlock is what a block may have on the architectures of TestCompile.
+var nhaSharedPerBlock = map[string]int{"sm_80": 163 << 10, "sm_90a": 227 << 10}
 
 func init() {
 	for _, x := range nhaTestShapes {
@@ -28,7 +29,16 @@ func init() {
 		s := (&nhaRun{c: &attention.Call{Config: &c}, slots: c.Slots}).shape()
 		for _, pass := range s.passes() {
 			file := nhaKernels[pass].file
-			specialisations[file] = append(specialisations[file], s.defines(pass, s == nhaShape{x[0], x[1], x[2]}, s.together(pass, nhaSharedPerBlock)))
+			for _, arch := range architectures {
+				d := s.defines(pass, s == nhaShape{x[0], x[1], x[2]}, nhaSharedPerBlock[arch])
+				name := fmt.Sprint(file, d)
+				if len(onlyFor[name]) == 0 {
+					specialisations[file] = append(specialisations[file], d)
+				}
+				if !slices.Contains(onlyFor[name], arch) {
+					onlyFor[name] = append(onlyFor[name], arch)
+				}
+			}
 		}
 	}
 	specialisations["nha_f32.cu"] = [][]define{{word("REAL", "float")}}
@@ -106,7 +116,9 @@ func nhaCard(t testing.TB, d tensor.DType) *Backend {
 		var list []moduleKey
 		for _, file := range []string{"nha_forward.cu", "nha_backward.cu", "nha_full.cu"} {
 			for _, s := range specialisations[file] {
-				list = append(list, key(file, s))
+				if archs := onlyFor[fmt.Sprint(file, s)]; slices.Contains(archs, b.d.arch) {
+					list = append(list, key(file, s))
+				}
 			}
 		}
 		if err := b.d.load(list...); err != nil {
@@ -185,6 +197,27 @@ func TestNHASameBits(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestNHALittleSharedMemory: with the shared memory of sm_80 forward has smaller tiles of the window and gives the same bits; with too
+// little for any the error says how much was asked for.
+func TestNHALittleSharedMemory(t *testing.T) {
+	b := nhaCard(t, tensor.BF16)
+	c, _ := nhaProblem(b, 1, 300, 2, 1, 128, 64, 64)
+	b.NHA(c)
+	want := string(down(b, c.O).Bytes())
+	b.d.shared = nhaSharedPerBlock["sm_80"]
+	b.NHA(c)
+	if string(down(b, c.O).Bytes()) != want {
+		t.Error("other bits")
+	}
+	b.d.shared = 48 << 10
+	defer func() {
+		if e, ok := recover().(*Error); !ok || !strings.Contains(e.Error(), "KiB of shared memory") {
+			t.Errorf("panicked with %v", e)
+		}
+	}()
+	b.NHA(c)
 }
 
 // BenchmarkNHA times the operator by the card's clock, medians, at the shapes of the speed table. GB/s counts what has to be read

@@ -34,6 +34,19 @@ __device__ __forceinline__ float nll_of(float x, float largest, float others) {
     return x == largest ? log1pf(others) : logf(others + own) + (largest - x);
 }
 
+// divergence is q u - q + p for p = q e^{-u}, summed over words the kl of q to p: no term is negative, so that a small sum keeps its
+// digits, and an error of u that all words share drops out to first order.
+__device__ __forceinline__ float divergence(float q, float p, float u) {
+    if (fabsf(u) > 0.5f) return q * u + (p - q);
+    float series = 1.0f / 40320;
+#pragma unroll
+    for (int n = 7; n >= 2; n--) {
+        const float factorials[] = {1.0f / 2, 1.0f / 6, 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
+        series = factorials[n - 2] - u * series;
+    }
+    return q * u * u * series;
+}
+
 // distill: x <- a (p - onehot) + b (p - q), nll = -log p(target), kl = sum q log(q / p).
 extern "C" __global__ void __launch_bounds__(512) distill(LOSS* nll, LOSS* kl, REAL* logits, const REAL* teacher, const int* targets, int n, float a, float b) {
     i64 row = blockIdx.x;
@@ -55,18 +68,18 @@ extern "C" __global__ void __launch_bounds__(512) distill(LOSS* nll, LOSS* kl, R
     }
     p.merge();
     q.merge();
-    // differences before sums: a divergence near 0 keeps its digits
-    float cross = 0.0f, others = 0.0f, shift = q.largest - p.largest, inverse_p = 1.0f / p.sum, inverse_q = 1.0f / q.sum;
+    float distance = 0.0f, others = 0.0f, shift = q.largest - p.largest, inverse_p = 1.0f / p.sum, inverse_q = 1.0f / q.sum, more = logf(p.sum * inverse_q);
     for (int i = first; i < n; i += step) {
         load<VEC>(x + i, v);
         load<VEC>(y + i, w);
 #pragma unroll
         for (int j = 0; j < VEC; j++) {
-            cross += expf(w[j] - q.largest) * (w[j] - v[j] - shift);
-            others += i + j == target ? 0.0f : expf(v[j] - p.largest);
+            float own = expf(v[j] - p.largest);
+            distance += divergence(expf(w[j] - q.largest) * inverse_q, own * inverse_p, w[j] - v[j] - shift + more);
+            others += i + j == target ? 0.0f : own;
         }
     }
-    cross = block_sum(cross);
+    distance = block_sum(distance);
     others = block_sum(others);
     for (int i = first; i < n; i += step) {
         load<VEC>(x + i, v);
@@ -80,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(512) distill(LOSS* nll, LOSS* kl, R
     }
     if (threadIdx.x == 0) {
         nll[row] = round_to<LOSS>(nll_of(at, p.largest, others));
-        kl[row] = round_to<LOSS>(cross * inverse_q + logf(p.sum * inverse_q));
+        kl[row] = round_to<LOSS>(distance);
     }
 }
 

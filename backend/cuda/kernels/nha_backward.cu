@@ -1,10 +1,11 @@
 // The backward kernels of the NHA operator (SPEC 1.3).
-#include "nha.cuh"
+#include "nha_slots.cuh"
 
 #if PASS == QUERIES
 // The slots' part of dq, and what the other passes read: exact is lse in base 2, inner d_t, weights and dlogits the slots' p and
-// dl, and earlier l dl + p Vs.dO as far as l and Vs come from before the block of 16: all [N, Hq, Mp]; chunk_states: the slots
-// at the start of a segment's chunks behind the first. The window's sums, where
+// c dl times e^{G_t - G_m}, m being the middle of t's block, as products with tokens take them, and earlier l dl + p Vs.dO as far
+// as l and Vs come from before the block of 16: all [N, Hq, Mp]; chunk_states: the slots at the start of a segment's chunks behind
+// the first. The window's sums, where
 // there is one, are in dq, dq_rest, exact, inner and starts (nha_full.cu): the probabilities are not quite those of lse, which
 // bf16 has rounded, and d_t is their sum with value.dO_t: dO_t.o_t of a rounded o_t would leave dl that do not add up to 0.
 extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queries(
@@ -17,12 +18,13 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
     bf16 *query = (bf16*)region, *dout = query + CHUNK * KS;
     float* sums = (float*)region; // [64][Kp + 8], once these have been used
     bf16 *keys = c.take<bf16>(CHUNK * KS), *values = c.take<bf16>(CHUNK * VS), *slot_keys = (bf16*)c.take<char>(larger(Mp * (KS + VS) * 2, 2 * CHUNK * PS * 2)), *slot_values = slot_keys + Mp * KS;
-    bf16* keys_rest = c.take<bf16>(Mp * KS); // of slot_keys: logits may be large, and dl, which add up to 0, meet keys that are alike
+    // What rounding leaves of the slots: logits may be large, and slots alike, so that dl, which add up to 0, are small differences.
+    bf16 *keys_rest = c.take<bf16>(Mp * KS), *values_rest = DP <= 64 ? c.take<bf16>(Mp * VS) : nullptr;
     bf16 *p_tile = slot_keys, *dl_tile = p_tile + CHUNK * PS; // once a head's slots have been read
     Gates g = Gates::take(c);
     float* before = c.take<float>(Mp); // G from the segment's start to the chunk's
     float *logs = c.take<float>(4 * CHUNK), *in_window = logs + CHUNK, *totals = c.take<float>(4 * CHUNK); // in_window: t, sum of p' value.dO, d'; totals: the slots', by halves
-    const int warp = threadIdx.x / 32, t0 = warp % 4 * 16, half = warp / 4, row = t0 + group();
+    const int warp = threadIdx.x / 32, half = warp / 4, t0 = rows_of(warp), row = t0 + group();
     Segment s(sequences, items, heads);
     const Sequence& q = s.q;
     const int h = s.h, each = query_heads / heads, K = q.K(), V = q.V(), M = q.M();
@@ -45,7 +47,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
             auto index = [&](int r) { return q.row(e0 + r) * query_heads + head; };
             load_queries<Kp>(query, queries + index(0) * K, query_heads * K, K, s.end - e0);
             load_queries<Vp>(dout, gradient + index(0) * V, query_heads * V, V, s.end - e0);
-            state.publish(slot_keys, slot_values, keys_rest);
+            state.publish(slot_keys, slot_values, keys_rest, values_rest);
             if (window > 0) prefetch_near<Kp>(dq + index(0) * K, query_heads * K, s.end - e0), prefetch_near<Kp>(dq_rest + index(0) * K, query_heads * K, s.end - e0);
             if (e0 + CHUNK < s.end) {
                 prefetch<Kp>(queries + index(CHUNK) * K, query_heads * K, s.end - e0 - CHUNK);
@@ -78,7 +80,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
             {
                 u32 y[Vp / 16][4];
                 load_rows(y, dout, VS, t0);
-                read_slots<Vp>(dl, y, slot_values, nullptr, values, g, t0, half, keep(dl_earlier));
+                read_slots<Vp, true>(dl, y, slot_values, values_rest, values, g, t0, half, keep(dl_earlier));
             }
 #pragma unroll
             for (int n = 0; n < MH / 8; n++)
@@ -103,24 +105,26 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
                 const float *other = totals + row + 8 * r, *there = in_window + row + 8 * r;
                 total[r] = other[0] + other[CHUNK] + there[0] + sinks * exp2_fast(-log[r]);
                 inverse[r] = total[r] > 0 ? 1 / total[r] : 0;
-                inside[r] = (other[2 * CHUNK] + other[3 * CHUNK] + there[CHUNK]) * inverse[r];
-                if (half == 0 && pair() == 0 && e0 + row + 8 * r < s.end) exact[index(row + 8 * r)] = log[r] + log2_fast(total[r]), inner[index(row + 8 * r)] = inside[r];
+                inside[r] = other[2 * CHUNK] + other[3 * CHUNK] + there[CHUNK];
+                if (half == 0 && pair() == 0 && e0 + row + 8 * r < s.end) exact[index(row + 8 * r)] = log[r] + log2_fast(total[r]), inner[index(row + 8 * r)] = inside[r] * inverse[r];
             }
             u32 p_packed[MH / 8][2], dl_packed[MH / 8][2];
+            const float *sums_of = g.G + row * GS + half * MH + pair(), *middle = g.G + (t0 + 8) * GS + half * MH + pair();
 #pragma unroll
             for (int n = 0; n < MH / 8; n++) {
-                float terms[4];
+                float terms[4], f[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
+                    f[i] = exp2_fast(sums_of[i / 2 * 8 * GS + 8 * n + i % 2] - middle[8 * n + i % 2]);
                     p[n][i] *= inverse[i / 2];
-                    dl[n][i] = p[n][i] * (dl[n][i] - inside[i / 2]);
+                    dl[n][i] = p[n][i] * inverse[i / 2] * (__fmul_rn(dl[n][i], total[i / 2]) - inside[i / 2]); // 0 where nothing else takes part
                     u32 l = p_earlier[n][i / 2], read = dl_earlier[n][i / 2];
                     terms[i] = dl[n][i] * scale * (i % 2 ? unpack_high(l) : unpack_low(l)) + p[n][i] * (i % 2 ? unpack_high(read) : unpack_low(read));
                 }
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
-                    p_packed[n][r] = pack_bf16(p[n][2 * r], p[n][2 * r + 1]);
-                    dl_packed[n][r] = pack_bf16(dl[n][2 * r], dl[n][2 * r + 1]);
+                    p_packed[n][r] = pack_bf16(p[n][2 * r] * f[2 * r], p[n][2 * r + 1] * f[2 * r + 1]);
+                    dl_packed[n][r] = pack_bf16(dl[n][2 * r] * scale * f[2 * r], dl[n][2 * r + 1] * scale * f[2 * r + 1]);
                     if (e0 + row + 8 * r < s.end) *(u32*)(earlier + index(row + 8 * r) * Mp + half * MH + 8 * n + pair()) = pack_bf16(terms[2 * r], terms[2 * r + 1]);
                 }
             }
@@ -132,7 +136,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
 #pragma unroll
                 for (int r = 0; r < 2; r++) { // what the window's sums are made dq with
                     int at = row + 8 * r;
-                    in_window[at] = inverse[r], in_window[CHUNK + at] = inside[r] - in_window[2 * CHUNK + at];
+                    in_window[at] = inverse[r], in_window[CHUNK + at] = inside[r] * inverse[r] - in_window[2 * CHUNK + at];
                 }
 #pragma unroll
             for (int n = 0; n < MH / 8; n++)
@@ -142,10 +146,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queri
                     *(u32*)(p_tile + at) = p_packed[n][r], *(u32*)(dl_tile + at) = dl_packed[n][r];
                 }
             __syncthreads();
-            adjoint.add<false>(query, dout, [](int, int) { return 1.0f; }, [&](int r, int slot, bool key) {
-                float f = exp2_fast(before[slot] + g.G[r * GS + slot]);
-                return key ? f * scale * to_float(dl_tile[r * PS + slot]) : f * to_float(p_tile[r * PS + slot]);
-            });
+            adjoint.add_queries(query, dout, dl_tile, p_tile, [&](int m, int slot) { return exp2_fast(before[slot] + g.G[m * GS + slot]); });
             __syncthreads();
             if (half == 1) store_rows(sums, straight, t0);
             for (int i = threadIdx.x; i < CHUNK * (Mp / 8); i += THREADS) {
@@ -190,10 +191,11 @@ __device__ __forceinline__ u32 transpose_8x8(u32 x) {
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
     return y;
 }
-__device__ __forceinline__ float rounded(float x) { return to_float(round_to<bf16>(x)); }
+// leading is the first N of an accumulator's parts.
+template <int N, int ALL> __device__ __forceinline__ float (&leading(float (&x)[ALL][4]))[N][4] { return *(float(*)[N][4]) & x; }
 
-// Walks a segment's chunks down with the adjoints U, R on the chip (SPEC 1.3); two warps share 16 tokens j and take halves of the
-// slots. With D_j,i = U_j,i.k'_j + R_j,i.v'_j, the gradient of log a is
+// Walks a segment's chunks down with the adjoints U, R on the chip (SPEC 1.3). A warp has 16 tokens j, and keys
+// with U and dl, or values with R and p. With D_j,i = U_j,i.k'_j + R_j,i.v'_j, the gradient of log a is
 //
 //	a_j da_j = Y_j - a_j D_j        Y_j = a_j (U_j.Ks_{j-1} + R_j.Vs_{j-1}) = sum of c_t,u over t >= j > u
 //
@@ -201,27 +203,37 @@ __device__ __forceinline__ float rounded(float x) { return to_float(round_to<bf1
 // term is of order a_j, but the sum is formed from sums over t and over u, where terms without a_j have to cancel. Inside a
 // block of 16 they do so exactly: both sums are of the same rounded factors. Outside, sums over whole blocks serve, and where a
 // block fades to nothing what passes over it is 0.
+//
+// e^{G_t - G_j} is e^{G_t - G_m} in the tiles of dl and p, e^{G_m' - G_j} s_j in that of gates, and a factor between the middles m and m'.
 extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots(
     const Sequence* sequences, const int* items, const bf16* queries, const bf16* k, const bf16* v, const bf16* z, const float* states, const float* adjoints,
     const bf16* gradient, const bf16* weights, const bf16* dlogits, const bf16* earlier, const float* chunk_states, bf16* dk, bf16* dv, bf16* dz,
-    int query_heads, int heads, int window, float scale, float normalizer) {
-    constexpr int PS = Mp + 8;
+    int query_heads, int heads, int window, float normalizer) {
+    constexpr int PS = Mp + 8, TOGETHER = DP <= 64 ? 2 : 1; // TOGETHER: of dk and dv, those whose sums are in shared memory at a time
     Carve c;
     char* front = c.take<char>(larger(CHUNK * (KS + VS) * 2, 2 * CHUNK * GS * 4));
     bf16 *keys = (bf16*)front, *values = keys + CHUNK * KS;
     float *later = (float*)front, *inside = later + CHUNK * GS; // D of queries behind and in the block, once the heads are done
-    char* region = c.take<char>(larger(larger(CHUNK * (KS + VS + 2 * PS), Mp * (KS + VS)) * 2, CHUNK * (DP + 8) * 4));
+    char* region = c.take<char>(larger(larger(CHUNK * (KS + VS + 2 * PS), Mp * (KS + VS)) * 2, TOGETHER * CHUNK * (DP + 8) * 4));
     bf16 *u_tile = (bf16*)region, *r_tile = u_tile + Mp * KS; // until the heads begin
     bf16 *query = (bf16*)region, *dout = query + CHUNK * KS, *p_tile = dout + CHUNK * VS, *dl_tile = p_tile + CHUNK * PS;
-    float* sums = (float*)region; // of gradients, once the heads are done
     Gates g = Gates::take(c);
-    float *crossing = c.take<float>(CHUNK * GS), *up = c.take<float>(4 * Mp), *through = c.take<float>(Mp); // crossing: c_t,. - c_.,t inside blocks
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, j0 = warp % 4 * 16, half = warp / 4, first = half * MH, row = j0 + group();
+    float *crossing = c.take<float>(2 * CHUNK * GS), *up = c.take<float>(4 * Mp), *through = c.take<float>(Mp); // crossing: c_t,. - c_.,t inside blocks, of keys and of values
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, j0 = rows_of(warp), row = j0 + group();
+    const bool with_keys = warp < WARPS / 2;
+    float* sums = (float*)region + (with_keys ? 0 : TOGETHER - 1) * CHUNK * (DP + 8); // of gradients, once the heads are done
+    float* mine = crossing + (with_keys ? 0 : CHUNK * GS) + row * GS + pair();
     Segment s(sequences, items, heads);
     const Sequence& q = s.q;
     const int h = s.h, each = query_heads / heads, K = q.K(), V = q.V(), M = q.M();
     const Tokens key_rows(q, k, q.keys, h, heads, K), value_rows(q, v, q.values, h, heads, V);
     const Rows<bf16, float> gate_rows(q, z, q.gates, h, heads, M);
+    // with calls f by this warp's part: its columns, and the tiles of tokens, queries, weights and adjoints.
+    auto with = [&](auto f) {
+        if (Kp == Vp) f(Width<Kp>(), with_keys ? keys : values, with_keys ? query : dout, with_keys ? dl_tile : p_tile, with_keys ? u_tile : r_tile);
+        else if (with_keys) f(Width<Kp>(), keys, query, dl_tile, u_tile);
+        else f(Width<Vp>(), values, dout, p_tile, r_tile);
+    };
     State adjoint;
     adjoint.read(adjoints + s.state * STATE);
     {
@@ -255,71 +267,74 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
             prefetch<Kp>(key_rows, e0 - CHUNK - window, s.end);
             prefetch<Vp>(value_rows, e0 - CHUNK - window, s.end);
         }
-        for (int i = threadIdx.x; i < CHUNK * GS; i += THREADS) crossing[i] = 0;
+        for (int i = threadIdx.x; i < 2 * CHUNK * GS; i += THREADS) crossing[i] = 0;
         tiles_loaded();
         if (e0 + CHUNK < s.end) { // what passes the chunk's end, anew where the chunk behind fades: the error would not fade with it
-            const float* end = chunk_states + (s.state * (SEGMENT / CHUNK) + (e0 - s.first) / CHUNK + 1) * STATE;
-            adjoint.each([&](float (&x)[DP / 8][4], int i, bool keys) {
+            const float* behind = chunk_states + (s.state * (SEGMENT / CHUNK) + (e0 - s.first) / CHUNK + 1) * STATE;
+            adjoint.each([&](float (&x)[State::N][4], int i, bool keys) {
                 const int width = keys ? Kp : Vp;
-                const float* rows = end + (keys ? 0 : Mp * Kp) + (i + group()) * width + pair();
+                const float* rows = behind + (keys ? 0 : Mp * Kp) + (i + group()) * width + pair();
                 float low = 0, high = 0;
 #pragma unroll
-                for (int n = 0; n < DP / 8; n++) {
+                for (int n = 0; n < State::N; n++) {
                     if (8 * n >= width) continue;
                     float2 a = *(const float2*)(rows + 8 * n), b = *(const float2*)(rows + 8 * width + 8 * n);
                     low += a.x * x[n][0] + a.y * x[n][1], high += b.x * x[n][2] + b.y * x[n][3];
                 }
                 low += __shfl_xor_sync(~0u, low, 1), high += __shfl_xor_sync(~0u, high, 1);
                 low += __shfl_xor_sync(~0u, low, 2), high += __shfl_xor_sync(~0u, high, 2);
-                if (pair() == 0) g.part[(keys ? 0 : Mp) + i + group()] = low, g.part[(keys ? 0 : Mp) + i + group() + 8] = high;
+                float* to = g.part + (keys ? 0 : Mp) + i + group();
+                if (pair() == 0) to[0] = low, to[8] = high;
             });
             __syncthreads();
             if (threadIdx.x < Mp && g.end(threadIdx.x) < -4) through[threadIdx.x] = g.part[threadIdx.x] + g.part[Mp + threadIdx.x];
             __syncthreads();
         }
         g.compute(gate_rows, e0, window, normalizer);
-        const float *middle = g.G + (j0 + 8) * GS + first, *end = g.G + 63 * GS + first;
-        float dkeys[Kp / 8][4], dvalues[Vp / 8][4], d[MH / 8][4], d_inside[MH / 8][4];
-        zero(dkeys), zero(dvalues), zero(d), zero(d_inside);
-        u32 x[Kp / 16][4], y[Vp / 16][4], write[MH / 16][4]; // write: e^{G_m - G_j} s_j
-        load_rows(x, keys, KS, j0);
-        load_rows(y, values, VS, j0);
+        const float* middle = g.G + (j0 + 8) * GS;
+        // factors are from where sums are at one token to where they are at another, for this lane's columns of an accumulator.
+        auto factors = [&](float (&f)[Mp / 8][2], const float* from, const float* to) {
 #pragma unroll
-        for (int n = 0; n < MH / 16; n++) {
-            load_a(write[n], g.E, Gates::ES, j0, first + 16 * n);
-            u32 a[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int slot = 16 * n + pair() + i / 2 * 8;
-                a[i] = pack_bf16(unpack_low(write[n][i]) * exp2_fast(end[slot] - middle[slot]), unpack_high(write[n][i]) * exp2_fast(end[slot + 1] - middle[slot + 1]));
+            for (int n = 0; n < Mp / 8; n++) {
+                float2 x = *(const float2*)(from + 8 * n + pair()), y = *(const float2*)(to + 8 * n + pair());
+                f[n][0] = exp2_fast(x.x - y.x), f[n][1] = exp2_fast(x.y - y.y);
             }
-            add_times(dkeys, a, u_tile, KS, first + 16 * n);
-            add_times(dvalues, a, r_tile, VS, first + 16 * n);
-        }
+        };
+        // load_gates is e^{G_m - G_j} s_j f for 16 slots.
+        auto load_gates = [&](u32 (&a)[4], int n, const float (&f)[Mp / 8][2]) {
+            load_a(a, g.E, Gates::ES, j0, 16 * n);
 #pragma unroll
-        for (int n = 0; n < MH / 8; n += 2) {
+            for (int i = 0; i < 4; i++) a[i] = pack_bf16(unpack_low(a[i]) * f[2 * n + i / 2][0], unpack_high(a[i]) * f[2 * n + i / 2][1]);
+        };
+        float dx[DP / 8][4], d[Mp / 8][4], d_inside[Mp / 8][4]; // of keys or values, and their part of D
+        zero(dx), zero(d), zero(d_inside);
+        with([&](auto columns, const bf16* x, const bf16*, const bf16*, const bf16* adjoints) {
+            constexpr int D = decltype(columns)::value;
+            float f[Mp / 8][2];
+            factors(f, g.G + 63 * GS, middle);
 #pragma unroll
-            for (int m = 0; m < Kp / 16; m++) {
-                u32 b[4];
-                load_b(b, u_tile, KS, first + 8 * n, 16 * m);
-                mma_bf16(d[n], x[m], b[0], b[1]);
-                mma_bf16(d[n + 1], x[m], b[2], b[3]);
+            for (int n = 0; n < Mp / 16; n++) {
+                u32 a[4];
+                load_gates(a, n, f);
+                add_times(leading<D / 8>(dx), a, adjoints, D + 8, 16 * n);
             }
 #pragma unroll
-            for (int m = 0; m < Vp / 16; m++) {
-                u32 b[4];
-                load_b(b, r_tile, VS, first + 8 * n, 16 * m);
-                mma_bf16(d[n], y[m], b[0], b[1]);
-                mma_bf16(d[n + 1], y[m], b[2], b[3]);
-            }
-        }
+            for (int k = 0; k < D / 16; k++) {
+                u32 a[4];
+                load_a(a, x, D + 8, j0, 16 * k);
 #pragma unroll
-        for (int n = 0; n < MH / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int slot = 8 * n + pair() + i % 2;
-                d[n][i] *= exp2_fast(end[slot] - middle[slot]);
+                for (int n = 0; n < Mp / 8; n += 2) {
+                    u32 b[4];
+                    load_b(b, adjoints, D + 8, 8 * n, 16 * k);
+                    mma_bf16(d[n], a, b[0], b[1]);
+                    mma_bf16(d[n + 1], a, b[2], b[3]);
+                }
             }
+#pragma unroll
+            for (int n = 0; n < Mp / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) d[n][i] *= f[n][i % 2];
+        });
         adjoint.fade(g);
         for (int head = h * each; head < (h + 1) * each; head++) {
             auto index = [&](int r) { return q.row(e0 + r) * query_heads + head; };
@@ -329,95 +344,107 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
             load_span<Mp>(p_tile, weights + index(0) * Mp, query_heads * Mp, 0, s.end - e0);
             load_span<Mp>(dl_tile, dlogits + index(0) * Mp, query_heads * Mp, 0, s.end - e0);
             tiles_loaded();
-            for (int t0 = j0; t0 < CHUNK; t0 += 16) {
-                float scores[2][4], values_scores[2][4], key_mix[2][4], value_mix[2][4];
-                times_rows(scores, x, query, KS, t0);
-                times_rows(values_scores, y, dout, VS, t0);
-                zero(key_mix), zero(value_mix);
+            with([&](auto columns, const bf16* x, const bf16* y, const bf16* weight, const bf16*) {
+                constexpr int D = decltype(columns)::value;
+#pragma unroll 1
+                for (int t0 = j0; t0 < CHUNK; t0 += 16) {
+                    float scores[2][4], mix[2][4], f[Mp / 8][2];
+                    zero(scores), zero(mix);
 #pragma unroll
-                for (int n = 0; n < 2; n++) {
-                    int t = t0 + 8 * n + group();
+                    for (int k = 0; k < D / 16; k++) {
+                        u32 a[4], b[4];
+                        load_a(a, x, D + 8, j0, 16 * k);
+                        load_b(b, y, D + 8, t0, 16 * k);
+                        mma_bf16(scores[0], a, b[0], b[1]);
+                        mma_bf16(scores[1], a, b[2], b[3]);
+                    }
+                    factors(f, g.G + (t0 + 8) * GS, middle); // 1 in the block itself
 #pragma unroll
-                    for (int m = 0; m < MH / 16; m++) {
-                        int slot = 16 * m + pair();
-                        u32 bk[2], bv[2];
+                    for (int n = 0; n < Mp / 16; n++) {
+                        u32 a[4], b[4];
+                        load_gates(a, n, f);
+                        load_b(b, weight, PS, t0, 16 * n);
+                        mma_bf16(mix[0], a, b[0], b[1]);
+                        mma_bf16(mix[1], a, b[2], b[3]);
+                    }
+                    if (t0 == j0)
 #pragma unroll
-                        for (int i = 0; i < 2; i++) {
-                            float f = exp2_fast(g.G[t * GS + first + slot + 8 * i] - middle[slot + 8 * i]), f1 = exp2_fast(g.G[t * GS + first + slot + 8 * i + 1] - middle[slot + 8 * i + 1]);
-                            u32 dl = *(const u32*)(dl_tile + t * PS + first + slot + 8 * i), p = *(const u32*)(p_tile + t * PS + first + slot + 8 * i);
-                            bk[i] = pack_bf16(unpack_low(dl) * f, unpack_high(dl) * f1);
-                            bv[i] = pack_bf16(unpack_low(p) * f, unpack_high(p) * f1);
+                        for (int n = 0; n < 2; n++)
+#pragma unroll
+                            for (int i = 0; i < 4; i++)
+                                if (8 * n + pair() + i % 2 < group() + i / 2 * 8) scores[n][i] = mix[n][i] = 0;
+                    u32 a[4];
+                    as_a(a, mix);
+                    add_times(leading<D / 8>(dx), a, y, D + 8, t0);
+                    as_a(a, scores);
+                    if (t0 > j0) {
+#pragma unroll
+                        for (int n = 0; n < Mp / 8; n += 2) {
+                            u32 b[4];
+                            float more[2][4];
+                            zero(more);
+                            load_b_transposed(b, weight, PS, t0, 8 * n);
+                            mma_bf16(more[0], a, b[0], b[1]);
+                            mma_bf16(more[1], a, b[2], b[3]);
+#pragma unroll
+                            for (int m = 0; m < 2; m++)
+#pragma unroll
+                                for (int i = 0; i < 4; i++) d[n + m][i] += more[m][i] * f[n + m][i % 2];
                         }
-                        mma_bf16(key_mix[n], write[m], bk[0], bk[1]);
-                        mma_bf16(value_mix[n], write[m], bv[0], bv[1]);
+                        continue;
+                    }
+#pragma unroll
+                    for (int n = 0; n < Mp / 8; n += 2) {
+                        u32 b[4];
+                        load_b_transposed(b, weight, PS, t0, 8 * n);
+                        mma_bf16(d_inside[n], a, b[0], b[1]);
+                        mma_bf16(d_inside[n + 1], a, b[2], b[3]);
+                    }
+                    u32 turned[4] = {transpose_8x8(a[0]), transpose_8x8(a[2]), transpose_8x8(a[1]), transpose_8x8(a[3])};
+#pragma unroll
+                    for (int n = 0; n < Mp / 8; n++) { // the same products summed over the block's tokens
+                        float sum[4] = {};
+                        u32 e[2];
+                        ldmatrix_x2_transposed(e, g.E + (j0 + lane % 16) * Gates::ES + 8 * n);
+                        mma_bf16(sum, turned, e[0], e[1]);
+#pragma unroll
+                        for (int r = 0; r < 2; r++) {
+                            u32 w = *(const u32*)(weight + (row + 8 * r) * PS + 8 * n + pair());
+                            float2& to = *(float2*)(mine + 8 * r * GS + 8 * n);
+                            to = make_float2(to.x + unpack_low(w) * sum[2 * r], to.y + unpack_high(w) * sum[2 * r + 1]);
+                        }
                     }
                 }
-#pragma unroll
-                for (int n = 0; n < 2; n++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        bool past = t0 + 8 * n + pair() + i % 2 < row + i / 2 * 8;
-                        scores[n][i] = past ? 0 : scores[n][i] * scale;
-                        values_scores[n][i] = past ? 0 : values_scores[n][i];
-                        key_mix[n][i] = past ? 0 : key_mix[n][i] * scale;
-                        value_mix[n][i] = past ? 0 : value_mix[n][i];
-                    }
-                u32 a[4], b[4];
-                as_a(a, key_mix);
-                add_times(dkeys, a, query, KS, t0);
-                as_a(a, value_mix);
-                add_times(dvalues, a, dout, VS, t0);
-                as_a(a, scores);
-                as_a(b, values_scores);
-                auto add_products = [&](float (&d)[MH / 8][4]) {
-#pragma unroll
-                    for (int n = 0; n < MH / 8; n++) {
-                        int slot = first + 8 * n + group();
-                        float m = middle[8 * n + group()], f[4];
-#pragma unroll
-                        for (int i = 0; i < 4; i++) f[i] = exp2_fast(g.G[(t0 + pair() + i % 2 + i / 2 * 8) * GS + slot] - m);
-                        const bf16 *dl = dl_tile + (t0 + pair()) * PS + slot, *p = p_tile + (t0 + pair()) * PS + slot;
-                        mma_bf16(d[n], a, pack_bf16(to_float(dl[0]) * f[0], to_float(dl[PS]) * f[1]), pack_bf16(to_float(dl[8 * PS]) * f[2], to_float(dl[9 * PS]) * f[3]));
-                        mma_bf16(d[n], b, pack_bf16(to_float(p[0]) * f[0], to_float(p[PS]) * f[1]), pack_bf16(to_float(p[8 * PS]) * f[2], to_float(p[9 * PS]) * f[3]));
-                    }
-                };
-                if (t0 > j0) {
-                    add_products(d);
-                    continue;
-                }
-                add_products(d_inside);
-                u32 a_turned[4] = {transpose_8x8(a[0]), transpose_8x8(a[2]), transpose_8x8(a[1]), transpose_8x8(a[3])};
-                u32 b_turned[4] = {transpose_8x8(b[0]), transpose_8x8(b[2]), transpose_8x8(b[1]), transpose_8x8(b[3])};
-#pragma unroll
-                for (int n = 0; n < MH / 8; n++) { // the same products summed over the block's tokens
-                    float l_sum[4] = {}, read_sum[4] = {};
-                    u32 e[2];
-                    ldmatrix_x2_transposed(e, g.E + (j0 + lane % 16) * Gates::ES + first + 8 * n);
-                    mma_bf16(l_sum, a_turned, e[0], e[1]);
-                    mma_bf16(read_sum, b_turned, e[0], e[1]);
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int r = row + i / 2 * 8, slot = 8 * n + pair() + i % 2;
-                        float f = exp2_fast(g.G[r * GS + first + slot] - middle[slot]);
-                        crossing[r * GS + first + slot] += rounded(to_float(dl_tile[r * PS + first + slot]) * f) * l_sum[i] + rounded(to_float(p_tile[r * PS + first + slot]) * f) * read_sum[i];
-                    }
-                }
-            }
-            adjoint.add<false>(query, dout, [](int, int) { return 1.0f; }, [&](int r, int slot, bool key) {
-                float f = exp2_fast(g.G[r * GS + slot]);
-                return key ? f * scale * to_float(dl_tile[r * PS + slot]) : f * to_float(p_tile[r * PS + slot]);
             });
+            adjoint.add_queries(query, dout, dl_tile, p_tile, [&](int m, int slot) { return exp2_fast(g.G[m * GS + slot]); });
         }
         __syncthreads();
-        if (half == 1) store_rows(sums, dkeys, j0);
+        auto put_sums = [&] {
+            with([&](auto columns, const bf16*, const bf16*, const bf16*, const bf16*) { store_rows(sums, leading<decltype(columns)::value / 8>(dx), j0); });
+        };
+        if (TOGETHER == 2 || with_keys) put_sums();
+        auto put_d = [&](bool add) {
 #pragma unroll
-        for (int n = 0; n < MH / 8; n++)
+            for (int n = 0; n < Mp / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int slot = 8 * n + pair() + i % 2, at = (row + i / 2 * 8) * GS + first + slot;
-                float f = exp2_fast(middle[slot] - g.G[at]);
-                later[at] = d[n][i] * f, inside[at] = d_inside[n][i] * f;
-                crossing[at] -= to_float(g.E[(row + i / 2 * 8) * Gates::ES + first + slot]) * d_inside[n][i];
+                for (int r = 0; r < 2; r++) {
+                    const int slot = 8 * n + pair(), at = (row + 8 * r) * GS + slot;
+                    float2 sum = *(const float2*)(g.G + at), m = *(const float2*)(middle + slot);
+                    float f0 = exp2_fast(m.x - sum.x), f1 = exp2_fast(m.y - sum.y);
+                    float2 &behind = *(float2*)(later + at), &in = *(float2*)(inside + at);
+                    float2 x = add ? behind : make_float2(0, 0), y = add ? in : make_float2(0, 0);
+                    behind = make_float2(x.x + d[n][2 * r] * f0, x.y + d[n][2 * r + 1] * f1);
+                    in = make_float2(y.x + d_inside[n][2 * r] * f0, y.y + d_inside[n][2 * r + 1] * f1);
+                }
+        };
+        if (with_keys) put_d(false);
+#pragma unroll
+        for (int n = 0; n < Mp / 8; n++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                u32 e = *(const u32*)(g.E + (row + 8 * r) * Gates::ES + 8 * n + pair());
+                float2& to = *(float2*)(mine + 8 * r * GS + 8 * n);
+                to = make_float2(to.x - unpack_low(e) * d_inside[n][2 * r], to.y - unpack_high(e) * d_inside[n][2 * r + 1]);
             }
         // up: what a block's queries have from before it, part: what its tokens give to queries behind it.
         constexpr int EACH = (4 * Mp + THREADS - 1) / THREADS;
@@ -435,7 +462,8 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
                     if (e0 + start + r < s.end) has[n][r] += to_float(from[(i64)r * (query_heads * Mp)]);
         }
         __syncthreads();
-        if (half == 0) add_rows(sums, dkeys, j0);
+        if (!with_keys) put_d(true);
+        __syncthreads();
 #pragma unroll
         for (int n = 0; n < EACH; n++) {
             int item = threadIdx.x + n * THREADS, i = item % Mp, r0 = item / Mp * 16, base = r0 * GS + i;
@@ -473,7 +501,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
             for (int r = 15; r >= 0; r--) {
                 const int at = base + r * GS;
                 below -= later[at];
-                above += has[n][r] + crossing[at];
+                above += has[n][r] + crossing[at] + crossing[CHUNK * GS + at];
                 float a = exp2_fast(g.G[at] - (r ? g.G[at - GS] : before_first)), dg = over + below + above - a * inside[at];
                 if (fresh) {
                     dz[to + r * stride] = round_to<bf16>(dg * normalizer / (1 + exp2_fast(logits[r] * LOG2E)));
@@ -485,21 +513,21 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_slots
             if (block == 0) up[i] += over; // what passes the chunk's start
         }
         // put writes the gradients of the tokens' keys or values.
-        auto put = [&](bf16* fresh, bf16* ring, int width, int padded) {
-            auto row = [&](int r) -> bf16* {
+        auto put = [&](const float* from, bf16* fresh, bf16* ring, int width, int padded) {
+            write_rows(from, padded, width, 1, [&](int r) -> bf16* {
                 int e = e0 + r, j = e - window;
                 if (j < 0 || e >= s.end) return nullptr;
                 return j < q.held ? ring + ((i64)h * q.held + j) * width : fresh + (q.row(j) * heads + h) * width;
-            };
-            write_rows(sums, padded, width, 1, row, [](int) { return false; });
-            __syncthreads();
+            }, [](int) { return false; });
         };
-        put(dk, q.ring_dkeys, K, Kp);
-        if (half == 1) store_rows(sums, dvalues, j0);
+        put((const float*)region, dk, q.ring_dkeys, K, Kp);
+        if (TOGETHER == 1) {
+            __syncthreads();
+            if (!with_keys) put_sums();
+            __syncthreads();
+        }
+        put((const float*)region + (TOGETHER - 1) * CHUNK * (DP + 8), dv, q.ring_dvalues, V, Vp);
         __syncthreads();
-        if (half == 0) add_rows(sums, dvalues, j0);
-        __syncthreads();
-        put(dv, q.ring_dvalues, V, Vp);
         if (threadIdx.x < Mp) through[threadIdx.x] = up[threadIdx.x];
     }
 }

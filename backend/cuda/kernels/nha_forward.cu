@@ -1,5 +1,5 @@
 // The forward kernels of the NHA operator (SPEC 1.2), which also give the slots that backward forms again.
-#include "nha.cuh"
+#include "nha_slots.cuh"
 
 #if PASS == CONTRIBUTE
 extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_contribute(const Sequence* sequences, const int* items, const bf16* k, const bf16* v, const bf16* z,
@@ -72,6 +72,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void nha_scan(const Sequence* s
 #endif
 
 #if PASS == FORWARD
+// TILE: rows of the window that are in shared memory at a time.
 extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const Sequence* sequences, const int* items, const bf16* queries, const bf16* k, const bf16* v,
                                                                          const bf16* z, const bf16* turned_queries, const bf16* turned_keys, const float* states,
                                                                          bf16* o, bf16* lse, bf16* share, int query_heads, int heads, int window, float scale, float normalizer,
@@ -81,8 +82,8 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
     bf16 *query = (bf16*)region, *turned = query + CHUNK * KS;
     float* partial = (float*)region; // [64][Vp + 8] outputs of the second half, once queries have been read,
     float* statistics = c.take<float>(CHUNK * 3); // and its maximum, sum and slots' sum
-    bf16 *window_keys = c.take<bf16>(CHUNK * KS), *window_values = c.take<bf16>(CHUNK * VS);
-    const int lane_row = group(), warp = threadIdx.x / 32, t0 = warp % 4 * 16, half = warp / 4;
+    bf16 *window_keys = c.take<bf16>(TILE * KS), *window_values = c.take<bf16>(TILE * VS);
+    const int lane_row = group(), warp = threadIdx.x / 32, half = warp / 4, t0 = rows_of(warp);
     Segment s(sequences, items, heads);
     const Sequence& q = s.q;
     const int h = s.h, each = query_heads / heads, K = q.K(), V = q.V(), M = q.M(), all = q.all();
@@ -95,8 +96,9 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
     state.read(states + s.state * STATE);
     int resident = -CHUNK; // the tile of the window that is in shared memory
     auto fetch = [&](int u0) {
-        load_span<Kp>(window_keys, turned_keys + ((q.base_token + u0) * heads + h) * Kp, heads * Kp, -u0, all - u0);
-        load_tokens<Vp>(window_values, value_rows, u0, all);
+        load_span<Kp, TILE>(window_keys, turned_keys + ((q.base_token + u0) * heads + h) * Kp, heads * Kp, -u0, all - u0);
+        if (EXACT && u0 >= value_rows.held) load_span<Vp, TILE>(window_values, value_rows[u0], value_rows.stride, 0, all - u0);
+        else load_tile<Vp, TILE>(window_values, V, [&](int r) { return at(value_rows, u0 + r); });
         resident = u0;
     };
     for (int e0 = s.first; e0 < s.end; e0 += CHUNK) {
@@ -140,7 +142,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
                 for (int n = 0; n < Vp / 8; n++) out[n][2 * r] *= f, out[n][2 * r + 1] *= f;
             };
             auto sweep = [&](int u0) {
-                for (int n = half * 16; n < CHUNK; n += 32) {
+                for (int n = half * 16; n < TILE; n += 32) {
                     if (!in_window(u0 + n, e0 + t0, window)) continue;
                     float p[2][4];
                     times_rows_f16(p, x, window_keys, KS, n);
@@ -172,7 +174,7 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
                     add_times(out, a, window_values, VS, n);
                 }
             };
-            for (int u0 = e0 - older * CHUNK; u0 < e0; u0 += CHUNK) {
+            for (int u0 = e0 - older * CHUNK; u0 < e0; u0 += TILE) {
                 if (resident != u0) {
                     __syncthreads();
                     fetch(u0);
@@ -216,6 +218,12 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_forward(const 
                 tiles_loaded();
                 load_rows(x, turned, KS, t0);
                 sweep(e0);
+                for (int u0 = e0 + TILE; u0 < e0 + CHUNK; u0 += TILE) {
+                    __syncthreads();
+                    fetch(u0);
+                    tiles_loaded();
+                    sweep(u0);
+                }
             }
 #pragma unroll
             for (int r = 0; r < 2; r++)

@@ -1,7 +1,8 @@
 // The window of the NHA operator in the manner of flash attention. One kernel for each PASS:
 //
 //	TURN          keys and queries rotated once, in float16 for logits (a rotated number rounded to bf16 would move a logit of
-//	              100 by .1), and for backward in bf16 too, whose range products with gradients need
+//	              100 by .1), and for backward in bf16 too, whose range products with gradients need; where slots compete with the
+//	              window, what float16 leaves of queries as well: an error of logits that slots do not share is their gates' gradient
 //	FULL_FORWARD  outputs of 128 queries and a query head, where no slot takes part (M = 0, or a window that no token leaves)
 //	FULL_QUERIES  backward: the window's part of dq; without slots that is dq, and exact and inner are ready for FULL_KEYS
 //	FULL_KEYS     backward: dk, dv of 64 tokens of a kv head, added to what the slots gave
@@ -66,7 +67,7 @@ template <int N, typename Row, typename Added> __device__ __forceinline__ void p
 #if PASS == TURN
 // A block has 64 tokens of one head: kv heads first, then query heads, of tokens that the ring does not bring.
 extern "C" __global__ __launch_bounds__(128) void nha_turn(const Sequence* sequences, const int* items, const bf16* queries, const bf16* k, const float* cosines, const float* sines,
-                                                           bf16* turned_queries, bf16* turned_keys, bf16* wide_queries, bf16* wide_keys, int query_heads, int heads, float scale) {
+                                                           bf16* turned_queries, bf16* turned_keys, bf16* rest_queries, bf16* wide_queries, bf16* wide_keys, int query_heads, int heads, float scale) {
     const int each = query_heads + heads, item = blockIdx.x / each;
     const bool key = blockIdx.x % each < heads;
     const int head = key ? blockIdx.x % each : blockIdx.x % each - heads;
@@ -74,27 +75,29 @@ extern "C" __global__ __launch_bounds__(128) void nha_turn(const Sequence* seque
     const int begin = items[2 * item + 1] * CHUNK, all = q.all(), K = q.K(), half = K / 2;
     const Tokens key_rows(q, k, q.keys, key ? head : 0, heads, K);
     const float factor = key ? 1 : scale * LOG2E;
-    auto put = [&](bf16* to, bf16* wide, int c, float x) {
+    auto put = [&](bf16* to, bf16* rest, bf16* wide, int c, float x) {
         f16 y = round_to<f16>(fminf(fmaxf(x * factor, -65504.0f), 65504.0f));
         to[c].bits = y.bits;
+        if (rest) rest[c].bits = round_to<f16>(x * factor - to_float(y)).bits;
         if (wide) wide[c] = round_to<bf16>(x);
     };
-    auto row = [&](int e, const bf16*& from, bf16*& to, bf16*& wide) {
+    auto row = [&](int e, const bf16*& from, bf16*& to, bf16*& rest, bf16*& wide) {
         if (e >= all || (!key && e < q.held)) return false;
         i64 at = key ? (q.base_token + e) * heads + head : q.row(e) * query_heads + head;
         from = key ? (e < q.held ? key_rows.in_ring(e) : key_rows[e]) : queries + at * K;
         to = (key ? turned_keys : turned_queries) + at * Kp;
         wide = key ? wide_keys : wide_queries;
         if (wide) wide += at * Kp;
+        rest = key || !rest_queries ? nullptr : rest_queries + at * Kp;
         return true;
     };
     const bf16* from;
-    bf16 *to, *wide;
+    bf16 *to, *rest, *wide;
     if (K % 16 == 0) {
         const int parts = half / 8;
         for (int i = threadIdx.x; i < CHUNK * parts; i += 128) {
             int e = begin + i / parts, c = i % parts * 8;
-            if (!row(e, from, to, wide)) continue;
+            if (!row(e, from, to, rest, wide)) continue;
             float a[8], b[8], x[8], y[8], cosine[8], sine[8];
             load<8>(from + c, a);
             load<8>(from + half + c, b);
@@ -108,21 +111,23 @@ extern "C" __global__ __launch_bounds__(128) void nha_turn(const Sequence* seque
                 y[n] = cosines ? b[n] * cosine[n] + a[n] * sine[n] : b[n];
             }
             if (wide) store<8>(wide + c, x), store<8>(wide + half + c, y);
-            *(uint4*)(to + c) = pack_f16(x, factor);
-            *(uint4*)(to + half + c) = pack_f16(y, factor);
+            const uint4 low = pack_f16(x, factor), high = pack_f16(y, factor);
+            *(uint4*)(to + c) = low;
+            *(uint4*)(to + half + c) = high;
+            if (rest) *(uint4*)(rest + c) = rest_f16(x, factor, low), *(uint4*)(rest + half + c) = rest_f16(y, factor, high);
         }
         return;
     }
     for (int i = threadIdx.x; i < CHUNK * Kp; i += 128) {
         int e = begin + i / Kp, c = i % Kp;
-        if (!row(e, from, to, wide)) continue;
+        if (!row(e, from, to, rest, wide)) continue;
         float x = c < K ? to_float(from[c]) : 0;
         if (cosines && c < K) {
             int n = c < half ? c : c - half;
             float cosine = cosines[(i64)e * half + n], sine = sines[(i64)e * half + n];
             x = c < half ? x * cosine - to_float(from[half + n]) * sine : x * cosine + to_float(from[n]) * sine;
         }
-        put(to, wide, c, x);
+        put(to, rest, wide, c, x);
     }
 }
 #endif
@@ -260,12 +265,12 @@ extern "C" __global__ __launch_bounds__(FULL_THREADS, BLOCKS) void nha_full_forw
 // Slots have their part in t and d: then the two sums go to dq and dq_rest, t to exact, the sum of p' value.dO to inner, d' to
 // starts, and nha_backward_queries puts them together.
 constexpr int QUERY_ROWS = DP <= 64 ? 64 : 128, FULL_THREADS = 2 * QUERY_ROWS;
-extern "C" __global__ __launch_bounds__(FULL_THREADS, BLOCKS) void nha_full_queries(const Sequence* sequences, const int* items, const bf16* turned_queries, const bf16* turned_keys, const bf16* wide_keys,
+extern "C" __global__ __launch_bounds__(FULL_THREADS, BLOCKS) void nha_full_queries(const Sequence* sequences, const int* items, const bf16* turned_queries, const bf16* rest_queries, const bf16* turned_keys, const bf16* wide_keys,
                                                                                    const bf16* v, const float* cosines, const float* sines, const bf16* o, const bf16* lse, const bf16* gradient,
                                                                                    bf16* dq, bf16* dq_rest, float* exact, float* inner, float* starts, int query_heads, int heads, int window, float scale,
                                                                                    float sinks) {
     constexpr int SIZE = CHUNK * (2 * KS + VS);
-    char* region = Carve().take<char>(larger(larger(2 * SIZE, QUERY_ROWS * (KS + VS)) * 2, QUERY_ROWS * (Kp + 8) * 4));
+    char* region = Carve().take<char>(larger(larger(2 * SIZE, QUERY_ROWS * (2 * KS + VS)) * 2, QUERY_ROWS * (Kp + 8) * 4));
     const Stages<SIZE> stages = {(bf16*)region};
     float* sums = (float*)region; // [QUERY_ROWS][Kp + 8], in the end
     const int t0 = threadIdx.x / 32 * 16, head = blockIdx.x % query_heads, item = blockIdx.x / query_heads, h = head / (query_heads / heads);
@@ -280,15 +285,20 @@ extern "C" __global__ __launch_bounds__(FULL_THREADS, BLOCKS) void nha_full_quer
         load_span<Kp, CHUNK, FULL_THREADS>(tiles + CHUNK * KS, wide_keys + from, heads * Kp, 0, all - u0);
         load_tokens<Vp, FULL_THREADS>(tiles + 2 * CHUNK * KS, value_rows, u0, all);
     };
-    bf16 *query = (bf16*)region, *dout = query + QUERY_ROWS * KS;
+    bf16 *query = (bf16*)region, *dout = query + QUERY_ROWS * KS, *query_rest = dout + QUERY_ROWS * VS;
     if (EXACT && cosines) prefetch_near<Kp / 2>(cosines + (i64)e0 * (Kp / 2), Kp / 2, end - e0), prefetch_near<Kp / 2>(sines + (i64)e0 * (Kp / 2), Kp / 2, end - e0);
     prefetch_near<Vp>(o + index(0) * V, query_heads * V, end - e0);
     load_span<Kp, QUERY_ROWS, FULL_THREADS>(query, turned_queries + index(0) * Kp, query_heads * Kp, 0, end - e0);
+    if (SLOTS > 0) load_span<Kp, QUERY_ROWS, FULL_THREADS>(query_rest, rest_queries + index(0) * Kp, query_heads * Kp, 0, end - e0);
     load_tile<Vp, QUERY_ROWS, FULL_THREADS>(dout, V, [&](int r) { return e0 + r < end ? gradient + index(r) * V : nullptr; });
     tiles_loaded();
     u32 x[Kp / 16][4], y[Vp / 16][4];
     load_rows(x, query, KS, t0);
     load_rows(y, dout, VS, t0);
+#if SLOTS > 0
+    u32 x_rest[Kp / 16][4];
+    load_rows(x_rest, query_rest, KS, t0);
+#endif
     __syncthreads();
     fetch(stages[0], first);
     copy_async_commit();
@@ -323,7 +333,11 @@ extern "C" __global__ __launch_bounds__(FULL_THREADS, BLOCKS) void nha_full_quer
         for (int n = 0; n < CHUNK; n += 16) {
             if (u0 + n > low + 15 || u0 + n + 15 <= low - window) continue;
             float p[2][4], dp[2][4];
+#if SLOTS > 0
+            times_rows_f16(p, x, x_rest, keys, KS, n);
+#else
             times_rows_f16(p, x, keys, KS, n);
+#endif
             times_rows(dp, y, values, VS, n);
 #pragma unroll
             for (int m = 0; m < 2; m++)
