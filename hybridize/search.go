@@ -14,7 +14,7 @@ import (
 // Quality is how good a model is with certain windows, measured on held-out text and on recall.
 type Quality struct {
 	Loss   float64 `json:"loss"`   // nats a token
-	Recall float64 `json:"recall"` // part of the passkeys found, 0 to 1
+	Recall float64 `json:"recall"` // probability of a pass key's next token, 0 to 1 (keys.go)
 }
 
 // Search looks for the windows that cost the least quality under a budget.

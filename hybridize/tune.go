@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +16,6 @@ import (
 	"nha/autograd"
 	"nha/backend"
 	"nha/data"
-	"nha/eval"
 	"nha/model"
 	"nha/plot"
 	"nha/tensor"
@@ -80,7 +80,8 @@ type tuner struct {
 	m       *model.Model
 	tk      tokenizer.Tokenizer
 	batches []model.Batch
-	data    string // fingerprint
+	keys    []model.Batch // of recall
+	data    string        // fingerprint
 	tape    *autograd.Tape
 	// By layer, where there is a base: the attention's tensors, the model's own and the base's, and which it has now.
 	own, base []map[string]tensor.Tensor
@@ -124,6 +125,9 @@ func Tune(ctx context.Context, o TuneOptions) (_ *Tuned, err error) {
 	t.fitted = slices.Clone(t.m.Config.LayerWindows)
 	hash := t.m.Hash()
 	if t.batches, err = t.read(ctx); err != nil {
+		return nil, err
+	}
+	if t.keys, err = t.passkeys(ctx); err != nil {
 		return nil, err
 	}
 	if err := t.readBase(); err != nil {
@@ -296,12 +300,9 @@ func (t *tuner) measure(ctx context.Context, w model.Windows) (q Quality, err er
 		q.Recall = 1
 		return q, nil
 	}
-	r, err := eval.Run(ctx, t.m, t.tk, t.Model, eval.Options{Tasks: []string{"passkey"}, Lengths: []int{t.RecallLength}, Limit: t.RecallCount, Haystack: t.Haystack, Seed: t.Seed})
-	if err != nil {
-		return q, err
-	}
-	q.Recall = r.Lines()[0].Value
-	return q, nil
+	lost, err := meanLoss(ctx, t.m, t.tape, t.keys)
+	q.Recall = math.Exp(-lost)
+	return q, err
 }
 
 // point is windows in the picture.

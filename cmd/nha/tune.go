@@ -16,7 +16,7 @@ func newTune() *cobra.Command {
 	c := &cobra.Command{
 		Use: "tune MODEL", Short: "Find the window of every layer under a budget",
 		Long: "Tune measures what every layer loses at its smallest window, alone, and then which windows together lose least: loss on a text and recall\n" +
-			"of pass keys. The result is a file that --windows @FILE takes wherever a model is loaded. What was measured is kept beside it,\n" +
+			"of pass keys (the mean probability of a key's next token). The result is a file that --windows @FILE takes wherever a model is loaded. What was measured is kept beside it,\n" +
 			"so that a search that was stopped goes on.\n\n" +
 			"Budgets: full=6 (layers with the whole context), bytes=8M@32768 (of state at a length), ms=12.5@32768 (a decoding step at a depth, by a\n" +
 			"table that is measured once).",
