@@ -5,9 +5,9 @@
 // The slots' part of dq, and what the other passes read: exact is lse in base 2, inner d_t, weights and dlogits the slots' p and
 // c dl times e^{G_t - G_m}, m being the middle of t's block, as products with tokens take them, and earlier l dl + p Vs.dO as far
 // as l and Vs come from before the block of 16: all [N, Hq, Mp]; chunk_states: the slots at the start of a segment's chunks behind
-// the first. The window's sums, where
-// there is one, are in dq, dq_rest, exact, inner and starts (nha_full.cu): the probabilities are not quite those of lse, which
-// bf16 has rounded, and d_t is their sum with value.dO_t: dO_t.o_t of a rounded o_t would leave dl that do not add up to 0.
+// the first. The window's sums, where there is one, are in dq, dq_rest, exact, inner and starts (nha_full.cu): the probabilities
+// are not quite those of lse, which bf16 has rounded, and d_t is their sum with value.dO_t: dO_t.o_t of a rounded o_t would leave
+// dl that do not add up to 0.
 extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void nha_backward_queries(
     const Sequence* sequences, const int* items, const bf16* queries, const bf16* k, const bf16* v, const bf16* z, const float* states, float* adjoints, const bf16* lse,
     const bf16* gradient, bf16* dq, const bf16* dq_rest, float* exact, float* inner, const float* starts, bf16* weights, bf16* dlogits, bf16* earlier,
@@ -194,8 +194,8 @@ __device__ __forceinline__ u32 transpose_8x8(u32 x) {
 // leading is the first N of an accumulator's parts.
 template <int N, int ALL> __device__ __forceinline__ float (&leading(float (&x)[ALL][4]))[N][4] { return *(float(*)[N][4]) & x; }
 
-// Walks a segment's chunks down with the adjoints U, R on the chip (SPEC 1.3). A warp has 16 tokens j, and keys
-// with U and dl, or values with R and p. With D_j,i = U_j,i.k'_j + R_j,i.v'_j, the gradient of log a is
+// Walks a segment's chunks down with the adjoints U, R on the chip (SPEC 1.3). A warp has 16 tokens j, and keys with U and dl, or
+// values with R and p. With D_j,i = U_j,i.k'_j + R_j,i.v'_j, the gradient of log a is
 //
 //	a_j da_j = Y_j - a_j D_j        Y_j = a_j (U_j.Ks_{j-1} + R_j.Vs_{j-1}) = sum of c_t,u over t >= j > u
 //
