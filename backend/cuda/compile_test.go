@@ -158,8 +158,12 @@ func TestTarget(t *testing.T) {
 }
 
 func TestErrorSaysAll(t *testing.T) {
-	e := &Error{Code: 2, Name: "CUDA_ERROR_OUT_OF_MEMORY", Text: "1 GiB asked for", Call: "cuMemAlloc", Op: "alloc", Advice: "lower the batch"}
-	if got, want := fmt.Sprint(e), "cuda: alloc: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: 1 GiB asked for: lower the batch"; got != want {
-		t.Errorf("%q, want %q", got, want)
+	for want, e := range map[string]*Error{
+		"cuda: alloc: cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: 1 GiB asked for: lower the batch": {Code: 2, Name: "CUDA_ERROR_OUT_OF_MEMORY", Text: "1 GiB asked for", Call: "cuMemAlloc", Op: "alloc", Advice: "lower the batch"},
+		"cuda: nha: too many slots: take fewer":                                               {Op: "nha", Text: "too many slots", Advice: "take fewer"},
+	} {
+		if got := fmt.Sprint(e); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

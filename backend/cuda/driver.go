@@ -2,6 +2,7 @@ package cuda
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"unsafe"
@@ -189,12 +190,7 @@ func (e *Error) Error() string {
 		}
 		s.WriteString(": ")
 	}
-	s.WriteString(e.Call + ": " + e.Name)
-	if e.Text != "" {
-		s.WriteString(": " + e.Text)
-	}
-	if e.Advice != "" {
-		s.WriteString(": " + e.Advice)
-	}
+	words := slices.DeleteFunc([]string{e.Call, e.Name, e.Text, e.Advice}, func(w string) bool { return w == "" })
+	s.WriteString(strings.Join(words, ": "))
 	return s.String()
 }
