@@ -23,10 +23,12 @@ func newHybridize() *cobra.Command {
 		Use: "hybridize BASE", Short: "Turn a pretrained model into an NHA model",
 		Long: "Hybridize gives every layer of a pretrained model slots with a gate, and windows as told, keeps its weights, and writes a directory that\n" +
 			"all verbs read. With --data it then trains: first every layer's attention on the base's own layer inputs, then the whole on\n" +
-			"the base's predictions. A recipe file (--config) says all of that in detail; BASE and the other flags override it. Ctrl-C saves and stops;\n" +
+			"the base's predictions. --from goes on from an earlier conversion, so that attention is transferred once and placements of full layers are\n" +
+			"tried from there. A recipe file (--config) says all of that in detail; BASE and the other flags override it. Ctrl-C saves and stops;\n" +
 			"the same command goes on. A report (report.md, report.json, charts) stands beside the model.",
 		Example: "  nha hybridize org/name --windows '4*64 full' --out hybrid\n" +
 			"  nha hybridize model.gguf --windows 64 --data books/ --dtype bf16 --out hybrid\n" +
+			"  nha hybridize org/name --from probe --windows @windows.toml --data books/ --out hybrid\n" +
 			"  nha hybridize org/name --config recipe.toml --windows @windows.toml --out hybrid --tasks passkey,lambada_openai --task-data datasets",
 		Args: exactly("BASE"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -51,8 +53,11 @@ func newHybridize() *cobra.Command {
 					set()
 				}
 			}
-			if file == "" && len(data) == 0 {
+			switch {
+			case file == "" && len(data) == 0:
 				o.Stages = nil
+			case file == "" && o.From != "": // attention has been transferred there
+				o.Stages = o.Stages[1:]
 			}
 			if d, ok := convertTypes[o.DType]; ok && o.DType != "" {
 				o.DType = d.String()
