@@ -260,7 +260,7 @@ func (s *CurveSet) Headlines() (list []Headline) {
 			of, windows, less = ShortName(c.Model)+": ", "windows", strings.ToLower(less)
 		}
 		what := map[string][2]string{"time": {"are faster from", "are not faster up to"}, "memory": {"need less memory from", "do not need less memory up to"}}[c.What]
-		h := Headline{Value: c.Tokens(), Label: fmt.Sprintf("%s%s of %d %s", of, windows, narrow, what[0]), Note: "against all windows full"}
+		h := Headline{Value: c.Tokens(), Label: fmt.Sprintf("%s%s of %d %s", of, windows, narrow, what[0]), Note: "against all windows full", Place: true}
 		if math.IsNaN(c.Depth) {
 			h.Label = fmt.Sprintf("%s%s of %d %s", of, windows, narrow, what[1])
 			list = append(list, h)

@@ -28,6 +28,7 @@ type Page struct {
 // Headline is a number that one remembers.
 type Headline struct {
 	Value, Label, Note string
+	Place              bool // it says from where on something holds, not how much it is worth
 }
 
 // Section is a part of a page.

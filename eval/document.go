@@ -28,6 +28,7 @@ type measure struct {
 // setup is what a task builds its documents from, and where it puts them.
 type setup struct {
 	task    *Task
+	name    string // of the model, for samples
 	m       *model.Model
 	tk      tokenizer.Tokenizer
 	encoder *encoder

@@ -46,6 +46,7 @@ type Progress struct {
 
 // Sample is one document with the model's answers.
 type Sample struct {
+	Model     string             `json:"model"`
 	Task      string             `json:"task"`
 	ID        int                `json:"doc_id"`
 	Place     string             `json:"place"`
@@ -87,6 +88,7 @@ func Run(ctx context.Context, m *model.Model, tk tokenizer.Tokenizer, name strin
 	setups := make([]*setup, len(tasks))
 	for i, t := range tasks {
 		s := newSetup(t, m, tk, &o)
+		s.name = name
 		setups[i] = s
 		if t.documents != nil && t.Source.Repository != "" {
 			if err := s.check(); err != nil {
@@ -215,7 +217,9 @@ func (s *setup) run(ctx context.Context, e *engine, kept *cache, p Progress) err
 			}
 		}
 		if s.o.Sample != nil {
-			if err := s.o.Sample(d.sample(s.task.Name, i, answers[from:ends[i]], measures[i])); err != nil {
+			x := d.sample(s.task.Name, i, answers[from:ends[i]], measures[i])
+			x.Model = s.name
+			if err := s.o.Sample(x); err != nil {
 				return err
 			}
 		}

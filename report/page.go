@@ -5,7 +5,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"nha/bench"
@@ -24,8 +23,8 @@ func (r *Report) Page() *bench.Page {
 	}
 	for _, c := range r.Curves {
 		for _, h := range c.Set.Headlines() {
-			if !strings.HasSuffix(h.Value, "×") {
-				continue // where curves cross is on their own page
+			if h.Place {
+				continue // that is on the curves' own page
 			}
 			if len(r.Curves) > 1 {
 				h.Note = c.Name + ": " + h.Note

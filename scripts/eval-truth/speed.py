@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import subprocess
+import sys
 import time
 
 import torch
@@ -22,7 +23,7 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("--nha", required=True)
     p.add_argument("--work", required=True)
-    p.add_argument("--model", required=True)
+    p.add_argument("--model", required=True, help="a directory or GGUF file")
     p.add_argument("--lambada", required=True)
     p.add_argument("--rows", type=int, default=200)
     p.add_argument("--batches", default="1,4,8,16,32")
@@ -32,6 +33,10 @@ def main():
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
+    if args.model.endswith(".gguf"):
+        directory = f"{args.work}/model"
+        subprocess.run([sys.executable, os.path.join(os.path.dirname(__file__), "from_gguf.py"), args.model, directory], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        args.model = directory
     with open(args.lambada) as f:
         texts = [json.loads(line)["text"] for line in f][:args.rows]
     pairs = [(" ".join(t.split(" ")[:-1]), " " + t.split(" ")[-1]) for t in texts]
