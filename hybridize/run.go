@@ -61,6 +61,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, c.origin.close()) }()
 	if c.b, err = backend.OpenBest(o.Backend, o.Threads, c.Reporter.Notice); err != nil {
 		return nil, err
 	}
@@ -72,7 +73,6 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 		return nil, err
 	}
 	defer c.text.close()
-	defer func() { err = errors.Join(err, c.origin.close()) }()
 	if err := c.start(ctx); err != nil {
 		return nil, err
 	}
