@@ -22,8 +22,9 @@ LOGITS_LIMIT, CLOSE, KL_LIMIT, PERPLEXITY_LIMIT = 1e-4, 0.01, 0.005, 0.005
 class Nha:
     """The rows that scripts/gguf-truth/logits writes."""
 
-    def __init__(self, binary, model, ids, *flags):
-        self.process = subprocess.Popen([binary, *flags, model], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, a, model, ids, *flags):
+        environment = os.environ | {"GOMAXPROCS": str(a.threads)}
+        self.process = subprocess.Popen([a.logits, *flags, model], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self.process.stdin.write(np.asarray(ids, np.int32).tobytes())
         self.process.stdin.close()
 
@@ -72,7 +73,7 @@ def logits_part(check, a, path, ids, row):
         subprocess.run([a.nha, "convert", path, directory, "--dtype", "f32"], check=True, stdout=subprocess.DEVNULL)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     contexts, length = 2, 256
-    nha = Nha(a.logits, path, ids[: contexts * length], "-chunk", str(length))
+    nha = Nha(a, path, ids[: contexts * length], "-chunk", str(length))
     error = 0.0
     for i in range(contexts):
         want = model(input_ids=torch.tensor([ids[i * length : (i + 1) * length]])).logits[0]
@@ -81,7 +82,7 @@ def logits_part(check, a, path, ids, row):
     nha.close()
     check(f"{name}: logits", error <= LOGITS_LIMIT, f"error {error:.1e}, limit {LOGITS_LIMIT:.0e}")
     prompts = [ids[1000 * (i + 1) :][:PROMPT] for i in range(PROMPTS)]
-    nha = Nha(a.logits, path, sum(prompts, []), "-chunk", str(PROMPT), "-greedy", str(CONTINUATION))
+    nha = Nha(a, path, sum(prompts, []), "-chunk", str(PROMPT), "-greedy", str(CONTINUATION))
     equal = wrong = 0
     for prompt in prompts:
         want, gaps = greedy(model, prompt)
@@ -101,17 +102,16 @@ class Distance:
         self.kl = self.loss = self.reference = 0.0
         self.rows = self.predicted = self.same = 0
 
-    def add(self, reference, other, targets):
-        for i in range(0, len(reference), 128):
-            p, q = (x[i : i + 128].log_softmax(-1) for x in (reference, other))
-            self.kl += float((p.exp() * (p - q)).sum())
-            self.same += int((p.argmax(-1) == q.argmax(-1)).sum())
-            self.rows += len(p)
-            t = targets[i : i + 128]
-            n = torch.arange(len(t))
-            self.reference -= float(p[n, t].sum())
-            self.loss -= float(q[n, t].sum())
-            self.predicted += len(t)
+    def add(self, p, other, targets):
+        """Rows of the reference's log probabilities and another's logits."""
+        q = other.log_softmax(-1)
+        self.kl += float((p.exp() * (p - q)).sum())
+        self.same += int((p.argmax(-1) == q.argmax(-1)).sum())
+        self.rows += len(p)
+        n = torch.arange(len(targets))
+        self.reference -= float(p[n, targets].sum())
+        self.loss -= float(q[n, targets].sum())
+        self.predicted += len(targets)
 
     def mean(self):
         return self.kl / self.rows, float(np.exp(self.loss / self.predicted)), float(np.exp(self.reference / self.predicted)), self.same / self.rows
@@ -121,17 +121,24 @@ def kl_part(check, a, path, ids, row):
     """8-bit activations against float32 ones, and llama.cpp's against the same."""
     name = os.path.basename(path)
     ids = ids[: a.tokens]
-    reference, ours = Nha(a.logits, path, ids), Nha(a.logits, path, ids, "-backend", "cpu", "-step", "8")
-    llm = Llama(path, n_ctx=CONTEXT, n_batch=CONTEXT, n_ubatch=512, n_threads=os.cpu_count(), n_threads_batch=os.cpu_count(), logits_all=True, verbose=False)
+    if not quantised(path):
+        return  # no activation is rounded
+    reference, ours = Nha(a, path, ids), Nha(a, path, ids, "-backend", "cpu", "-step", "8")
+    llm = Llama(path, n_ctx=CONTEXT, n_batch=CONTEXT, n_ubatch=512, n_threads=a.threads, n_threads_batch=a.threads, logits_all=True, verbose=False)
     nha, llama = Distance(), Distance()
     for i in range(0, len(ids), CONTEXT):
         context = ids[i : i + CONTEXT]
         want = reference.read(len(context), llm.n_vocab())
         targets = torch.tensor(context[1:])
-        nha.add(want, ours.read(len(context), llm.n_vocab()), targets)
+        got = ours.read(len(context), llm.n_vocab())
         llm.reset()
         llm.eval(context)
-        llama.add(want, torch.from_numpy(llm.scores[: len(context)]), targets)
+        scores = torch.from_numpy(llm.scores[: len(context)])
+        for j in range(0, len(context), 128):
+            rows = slice(j, j + 128)
+            p = want[rows].log_softmax(-1)
+            nha.add(p, got[rows], targets[rows])
+            llama.add(p, scores[rows], targets[rows])
     reference.close()
     ours.close()
     kl, perplexity, base, same = nha.mean()
@@ -142,6 +149,10 @@ def kl_part(check, a, path, ids, row):
     row["tokens"] = str(len(ids))
     row["kl"], row["their kl"] = f"{kl:.1e}", f"{their_kl:.1e}"
     row["base"], row["ppl"], row["their ppl"] = f"{base:.3f}", f"{perplexity:.3f} ({off:+.3%})", f"{theirs:.3f} ({theirs / base - 1:+.3%})"
+
+
+def quantised(path):
+    return any(len(t.shape) == 2 and t.tensor_type.name not in ("F32", "F16", "BF16") for t in gguf.GGUFReader(path).tensors)
 
 
 def stored(path):
@@ -186,7 +197,7 @@ this table; it exits 1 where a limit is passed. {cpu}, {os.cpu_count()} cores, {
   decoded weights, 2 x 256 tokens. Limit {LOGITS_LIMIT:.0e}.
 - continuations: {PROMPTS} prompts of {PROMPT} tokens continued greedily by {CONTINUATION}, token by token, against transformers. The others part where the first two choices lie
   closer than {CLOSE}.
-- KL: mean divergence of the distributions with 8-bit activations from those with float32 activations on the same weights, on so many tokens
+- KL, where weights are quantised: mean divergence of the distributions with 8-bit activations from those with float32 activations on the same weights, on so many tokens
   of WikiText-2 (validation) in contexts of {CONTEXT}, read 8 at a time from a state as in decoding. Limit {KL_LIMIT}. llama.cpp's own distance from the same float32 ones beside it.
 - perplexity on the same tokens, and its change by the activations. Limit {PERPLEXITY_LIMIT:.1%}.
 
@@ -198,6 +209,7 @@ this table; it exits 1 where a limit is passed. {cpu}, {os.cpu_count()} cores, {
 
 
 def run(check, a, parts):
+    torch.set_num_threads(a.threads)
     ids = tokens(a.files[0], a.text)
     rows = []
     for path in a.files:

@@ -22,6 +22,7 @@ def main():
     p.add_argument("--tokens", type=int, default=20000)
     p.add_argument("--part", action="append", choices=["blocks", "families", "logits", "kl"], help="some of the full comparison (default: all)")
     p.add_argument("--out", help="the table, in Markdown")
+    p.add_argument("--threads", type=int, default=os.cpu_count(), help="of every program")
     p.add_argument("--types", help="some of the files: Q4_0,Q8_0")
     p.add_argument("files", nargs="*", help="GGUF files of SmolLM2-135M-Instruct")
     a = p.parse_args()
