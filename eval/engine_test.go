@@ -154,8 +154,8 @@ func TestNaN(t *testing.T) {
 	dir := folder(t, map[string]string{"lambada_openai.jsonl": `{"text": "one two three"}`})
 	_, err := Run(context.Background(), m, bytesTokenizer, "tiny", Options{Tasks: []string{"lambada_openai"}, Data: dir})
 	wantError(t, err, "lambada_openai", "line 1", "not finite")
-	_, err = Run(context.Background(), m, bytesTokenizer, "tiny", Options{Tasks: []string{"passkey"}, Lengths: []int{400}, Limit: 1})
-	wantError(t, err, "passkey, sample 1 at 400 tokens", "not finite")
+	_, err = Run(context.Background(), m, bytesTokenizer, "tiny", Options{Tasks: []string{"niah_single_1"}, Lengths: []int{1200}, Limit: 1})
+	wantError(t, err, "niah_single_1, sample 1 at 1200 tokens", "not finite")
 }
 
 // TestResume: an evaluation that is interrupted and started again gives the same bits and asks no batch twice.
@@ -165,7 +165,7 @@ func TestResume(t *testing.T) {
 	for i := range 40 {
 		rows += fmt.Sprintf("{\"goal\": \"the %dth goal of many\", \"sol1\": \"do this %d times\", \"sol2\": \"do that\", \"label\": %d}\n", i, i*i, i%2)
 	}
-	o := Options{Tasks: []string{"piqa", "passkey"}, Data: folder(t, map[string]string{"piqa.jsonl": rows}), BatchTokens: 200, Lengths: []int{300}}
+	o := Options{Tasks: []string{"piqa", "niah_single_1"}, Data: folder(t, map[string]string{"piqa.jsonl": rows}), BatchTokens: 200, Lengths: []int{1200}}
 	o.Limit = 40
 	if testing.Short() {
 		o.Tasks = o.Tasks[:1]

@@ -9,7 +9,9 @@ import (
 )
 
 // passkey hides a number of seven digits in a stretch of a book, at a random sentence, and asks for it at the end. The length
-// is the tokens of the whole prompt, at most. The stretch begins at a random word of the haystack.
+// is the tokens of the whole prompt, at most. The stretch begins at a random word of the haystack. Found is a key that a greedy
+// continuation begins with; that is read off one forward over prompt and key, where each of the key's tokens must be the
+// likeliest, so that no token is written.
 
 const (
 	passkeyTokens   = 16

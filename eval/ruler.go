@@ -85,11 +85,20 @@ func generated(build func(g *generator) (func() (sample, error), error)) func(co
 func (s *setup) sample(x sample, length, number int) error {
 	d := document{place: fmt.Sprintf("sample %d at %d tokens", number+1, length), length: length, target: strings.Join(x.outputs, " | "),
 		fields: map[string]any{"index": number, "input": x.input, "gen_prefix": x.prefix, "delimiter": cmp.Or(x.join, " "), "outputs": x.outputs, "max_length": length, "max_gen_toks": x.tokens}}
+	metric := s.task.Metrics[0].Name
+	if s.task.Output == "loglikelihood" {
+		q, err := s.encoder.score(x.prompt(), " "+x.outputs[0])
+		if err != nil {
+			return fmt.Errorf("%s, %s: %w", s.task.Name, d.place, err)
+		}
+		d.score = func(a []answer) []measure { return []measure{{metric: metric, value: truth(a[0].Greedy)}} }
+		s.add(d, q)
+		return nil
+	}
 	q, err := s.encoder.generate(x.prompt(), x.tokens)
 	if err != nil {
 		return fmt.Errorf("%s, %s: %w", s.task.Name, d.place, err)
 	}
-	metric := s.task.Metrics[0].Name
 	d.score = func(a []answer) []measure {
 		text, found := strings.ToLower(printable(a[0].Text)), 0
 		for _, o := range x.outputs {

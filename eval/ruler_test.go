@@ -111,6 +111,25 @@ func TestRulerWords(t *testing.T) {
 	}
 }
 
+// TestPasskeyIsScored: the key's tokens are asked for after the prompt, and it is found where each of them is the likeliest.
+func TestPasskeyIsScored(t *testing.T) {
+	docs, err := built(t, tiny(t, 4), Options{Tasks: []string{"passkey"}, Lengths: []int{900}, Limit: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range docs {
+		r := d.requests[0]
+		if r.generates() || decode(bytesTokenizer, r.continuation) != " "+d.target {
+			t.Errorf("asks for %q, the key is %s", decode(bytesTokenizer, r.continuation), d.target)
+		}
+		for _, found := range []bool{true, false} {
+			if m := d.score([]answer{{Greedy: found}}); len(m) != 1 || m[0].metric != "recall" || m[0].value != truth(found) {
+				t.Errorf("found %v: %+v", found, m)
+			}
+		}
+	}
+}
+
 // TestHaystack: a text of the user's, and lengths that cannot be.
 func TestHaystack(t *testing.T) {
 	m := tiny(t, 4)

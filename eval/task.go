@@ -125,7 +125,7 @@ var Tasks = []Task{
 	{Name: "ruler_cwe", Group: "ruler", What: "the ten words that a list repeats most", Metrics: []Metric{{}}, Average: "*", Lengths: rulerLengths, Version: 1, Output: "generate_until", documents: generated(commonWords)},
 	{Name: "ruler_fwe", Group: "ruler", What: "the three most frequent coded words", Metrics: []Metric{{}}, Average: "*", Lengths: rulerLengths, Version: 1, Output: "generate_until", documents: generated(frequentWords)},
 
-	{Name: "passkey", What: "a number of seven digits in a book, asked for at the end", Metrics: []Metric{{Name: "recall"}}, Lengths: []int{1000, 2000, 4000}, Output: "generate_until", documents: generated(passkey)},
+	{Name: "passkey", What: "a number of seven digits in a book, asked for at the end", Metrics: []Metric{{Name: "recall"}}, Lengths: []int{1000, 2000, 4000}, Output: "loglikelihood", documents: generated(passkey)},
 	{Name: "text", What: "perplexity of any text, and by position", Metrics: perTokens, Output: "loglikelihood_rolling",
 		Source: Source{Fields: "text"}, documents: text},
 	{Name: "share", What: "how much of the attention reads slots, by layer, head and position", Metrics: []Metric{{Name: "slot_share"}},
