@@ -39,7 +39,7 @@ var fakeDriver = sync.OnceValue(func() *driver {
 			case cuDeviceGetName:
 				copy(unsafe.Slice((*byte)(at(a)), b), fake.name+"\x00")
 			case cuDeviceGetAttribute:
-				*(*int32)(at(a)) = map[uintptr]int32{attributeComputeMajor: fake.major, attributeComputeMinor: 0, attributeSMs: 4, attributeSharedPerBlock: 1 << 16}[b]
+				*(*int32)(at(a)) = map[uintptr]int32{attributeComputeMajor: fake.major, attributeComputeMinor: 0, attributeSMs: 4, attributeSharedPerBlock: int32(nhaSharedPerBlock["sm_80"])}[b]
 			case cuGetErrorName:
 				if fake.texts[int(a)] == nil {
 					return 1
