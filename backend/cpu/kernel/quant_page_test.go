@@ -4,24 +4,12 @@ package kernel
 
 import (
 	"math/rand/v2"
-	"os"
-	"syscall"
 	"testing"
 )
 
 // TestQuantKernelsStayInsideTheirPages: weights lie in a mapped file, so what is behind them, or before, may not exist.
 func TestQuantKernelsStayInsideTheirPages(t *testing.T) {
-	page := os.Getpagesize()
-	b, err := syscall.Mmap(-1, 0, 3*page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer syscall.Munmap(b)
-	for _, edge := range [][]byte{b[:page], b[2*page:]} {
-		if err := syscall.Mprotect(edge, syscall.PROT_NONE); err != nil {
-			t.Fatal(err)
-		}
-	}
+	b := lonelyPage(t)
 	r := rand.New(rand.NewPCG(6, 6))
 	eachGemmSet(t, func(t *testing.T) {
 		for q := range quantTypes {
@@ -33,7 +21,7 @@ func TestQuantKernelsStayInsideTheirPages(t *testing.T) {
 				w := quantRandom(r, q, rows*n)
 				x := quantised{make([]int8, n), make([]float32, n/32), make([]float32, n/32)}
 				wide, out := make([]float32, n), make([]float32, rows)
-				for _, from := range []int{page, 2*page - len(w)} {
+				for _, from := range []int{0, len(b) - len(w)} {
 					at := b[from : from+len(w)]
 					copy(at, w)
 					quants[q].widen(wide, at)

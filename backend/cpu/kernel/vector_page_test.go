@@ -4,7 +4,6 @@ package kernel
 
 import (
 	"os"
-	"syscall"
 	"testing"
 	"unsafe"
 )
@@ -16,17 +15,7 @@ func TestVectorKernelsStayInsideTheirPages(t *testing.T) {
 	const slices = 6
 	at := make([][]byte, slices)
 	for i := range at {
-		b, err := syscall.Mmap(-1, 0, 3*page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer syscall.Munmap(b)
-		for _, edge := range [][]byte{b[:page], b[2*page:]} {
-			if err := syscall.Mprotect(edge, syscall.PROT_NONE); err != nil {
-				t.Fatal(err)
-			}
-		}
-		at[i] = b[page : 2*page]
+		at[i] = lonelyPage(t)
 	}
 	eachVectorSet(t, func(t *testing.T) {
 		for _, c := range vectorCases {
