@@ -24,7 +24,6 @@ type origin struct {
 	path    string
 	hash    string
 	windows model.Windows
-	gates   bool           // it has slots
 	lora    *Adapter       // of its updates of low rank, where the recipe has such; nil: it is taken as it stands
 	source  weights.Source // its tensors
 }
@@ -42,7 +41,7 @@ func (c *conversion) openOrigin(hybrid *model.Config) (_ *origin, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("from: %w", err)
 	}
-	o.windows, o.gates = config.LayerWindows, c.Slots > 0
+	o.windows = config.LayerWindows
 	if config.NumSlots != hybrid.NumSlots {
 		return nil, fmt.Errorf("from: %s has %d slots, this conversion %d: give both the same", c.From, config.NumSlots, hybrid.NumSlots)
 	}
@@ -128,7 +127,7 @@ func (o *origin) restored(name string, now model.Windows) bool {
 	return layer >= 0 && o.windows[layer] != now[layer] && (strings.Contains(name, "self_attn") || strings.Contains(name, "input_layernorm")) && name != gateName(layer)
 }
 
-// changed are the tensors to begin with in place of the base's, its gates among them; stored is the base's, in its own type.
+// changed are the tensors to begin with in place of the base's, its gates among them.
 func (o *origin) changed(hybrid *model.Config, base weights.Source) (map[string]tensor.Tensor, error) {
 	list := map[string]tensor.Tensor{}
 	for _, s := range hybrid.Specs() {
@@ -147,7 +146,7 @@ func (o *origin) changed(hybrid *model.Config, base weights.Source) (map[string]
 		tensor.Convert(list[s.Name], x)
 	}
 	for layer := range hybrid.LayerWindows {
-		if _, ok := list[gateName(layer)]; o.gates && !ok {
+		if _, ok := list[gateName(layer)]; hybrid.NumSlots > 0 && !ok {
 			return nil, fmt.Errorf("from: %s: no gate of layer %d", o.path, layer)
 		}
 	}
