@@ -1,6 +1,7 @@
 package optest
 
 import (
+	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -12,18 +13,37 @@ import (
 	"nha/backend/cpu/kernel"
 )
 
-var cases = Cases()
+var (
+	cases = Cases()
+	part  = flag.String("part", "", "k/n: every n-th case from the k-th on, for processes side by side under a slow checker")
+)
+
+// chosen are the cases that -part leaves.
+func chosen(t *testing.T) []*Case {
+	if *part == "" {
+		return cases
+	}
+	var k, n int
+	if _, err := fmt.Sscanf(*part, "%d/%d", &k, &n); err != nil || k < 0 || k >= n || n > len(cases) {
+		t.Fatalf("-part %s: want k/n with k from 0 to n-1, n at most %d", *part, len(cases))
+	}
+	var list []*Case
+	for i := k; i < len(cases); i += n {
+		list = append(list, cases[i])
+	}
+	return list
+}
 
 // under runs f for the backend that NHA_BACKEND names, or for all that open here; the cpu backend once for every instruction set.
 func under(t testing.TB, f func(name string, b backend.Backend)) {
-	names, chosen := backend.Names(), os.Getenv("NHA_BACKEND")
-	if chosen != "" {
-		names = []string{chosen}
+	names, only := backend.Names(), os.Getenv("NHA_BACKEND")
+	if only != "" {
+		names = []string{only}
 	}
 	for _, name := range names {
 		b, err := backend.Open(name, 2)
 		if err != nil {
-			if chosen != "" {
+			if only != "" {
 				t.Fatal(err)
 			}
 			t.Logf("skip: backend %s does not open here: %v", name, err)
@@ -53,7 +73,7 @@ func check(t *testing.T, mode func(*Case, backend.Backend) []Result) {
 	under(t, func(name string, b backend.Backend) {
 		t.Run(name, func(t *testing.T) {
 			n, worst := 0, map[string]Result{}
-			for _, c := range cases {
+			for _, c := range chosen(t) {
 				if name == "cpu-f32" && !c.quantised() {
 					continue // the very loops of cpu
 				}
