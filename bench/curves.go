@@ -406,7 +406,7 @@ func forget(m *model.Model, batch int) {
 
 func (o *Curves) prefill(ctx context.Context, l *loaded, p *CurvePoint) (err error) {
 	b := l.m.Backend()
-	text := prompt{m: l.m, tape: autograd.New(b), chunk: generate.DefaultChunk, logits: tensor.New(b.DType(), tensor.Of(1, l.m.Config.VocabSize))}
+	text := prompt{m: l.m, tape: autograd.New(b), chunk: generate.DefaultChunk(b), logits: tensor.New(b.DType(), tensor.Of(1, l.m.Config.VocabSize))}
 	text.tape.Record(false)
 	defer text.tape.Close()
 	r := rand.New(rand.NewPCG(1, 2))

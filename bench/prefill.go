@@ -40,10 +40,7 @@ func (o *Prefill) loader() *Decode {
 
 // Check refuses models, types and lengths that are none.
 func (o *Prefill) Check() error {
-	if o.Chunk == 0 {
-		o.Chunk = generate.DefaultChunk
-	}
-	for _, err := range []error{o.loader().Check(), positive("tokens", o.Tokens, 1), positive("chunk", []int{o.Chunk}, 1)} {
+	for _, err := range []error{o.loader().Check(), positive("tokens", o.Tokens, 1), positive("chunk", []int{o.Chunk}, 0)} {
 		if err != nil {
 			return err
 		}
@@ -53,6 +50,9 @@ func (o *Prefill) Check() error {
 
 // Run measures every combination.
 func (o *Prefill) Run(ctx context.Context, b backend.Backend, emit Emit) error {
+	if o.Chunk == 0 {
+		o.Chunk = generate.DefaultChunk(b)
+	}
 	return o.loader().eachType(b, func(m *model.Model) error {
 		for _, n := range o.Tokens {
 			row, err := o.measure(ctx, b, m, n)

@@ -48,8 +48,8 @@ const (
 func newEngine(m *model.Model, tk tokenizer.Tokenizer, batchTokens int) *engine {
 	e := &engine{m: m, tk: tk, g: generate.New(m, tk), tape: autograd.New(m.Backend()), batchTokens: batchTokens, stateBytes: stateLimit,
 		headRows: 64, forkTokens: 24}
-	if !onHost(m) { // a card reads a few tokens more in no time, and likes large products
-		e.headRows, e.forkTokens, e.g.Chunk = 256, 512, max(generate.DefaultChunk, batchTokens/8)
+	if !generate.OnHost(m.Backend()) { // a card reads a few tokens more in no time, and likes large products
+		e.headRows, e.forkTokens = 256, 512
 	}
 	e.tape.Record(false)
 	e.loss = m.Backend().Alloc(lossType(m.Backend().DType()), tensor.Of(e.headRows))
@@ -64,11 +64,6 @@ func lossType(d tensor.DType) tensor.DType {
 		return tensor.F32
 	}
 	return d
-}
-
-// onHost says that the model computes on the processor.
-func onHost(m *model.Model) bool {
-	return slices.Contains([]string{"ref", "cpu", "cpu-f32"}, m.Backend().Name())
 }
 
 func (e *engine) close() {

@@ -22,12 +22,23 @@ import (
 	"nha/tokenizer"
 )
 
-// DefaultChunk is how many tokens of a prompt are read at a time: activations for more never exist.
-const DefaultChunk = 512
+// DefaultChunk is how many tokens of a prompt are read at a time on a backend: activations for more never exist. On a card it is many, as
+// sessions are values on the host: their states, a full window's keys and values among them, travel there and back with every chunk.
+func DefaultChunk(b backend.Backend) int {
+	if OnHost(b) {
+		return 512
+	}
+	return 16384
+}
+
+// OnHost says that a backend computes in the memory that sessions live in.
+func OnHost(b backend.Backend) bool {
+	return slices.Contains([]string{"ref", "cpu", "cpu-f32"}, b.Name())
+}
 
 // Generator is a model with its tokenizer and the scratch memory that all sessions share.
 type Generator struct {
-	Chunk  int  // tokens of a prompt read at a time; New sets DefaultChunk
+	Chunk  int  // tokens of a prompt read at a time; New sets DefaultChunk of the backend
 	Shares bool // give every Token its slot share (SPEC 1)
 
 	m       *model.Model
@@ -47,7 +58,7 @@ type Generator struct {
 
 // New is a generator over a model and its tokenizer, both of which stay the caller's.
 func New(m *model.Model, tk tokenizer.Tokenizer) *Generator {
-	g := &Generator{Chunk: DefaultChunk, m: m, tk: tk, tape: autograd.New(m.Backend()), row: make([]float64, m.Config.VocabSize)}
+	g := &Generator{Chunk: DefaultChunk(m.Backend()), m: m, tk: tk, tape: autograd.New(m.Backend()), row: make([]float64, m.Config.VocabSize)}
 	g.tape.Record(false)
 	g.note = g.noteShare
 	return g
