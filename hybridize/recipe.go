@@ -64,8 +64,12 @@ const (
 type Stage struct {
 	Kind  StageKind `toml:"kind"`
 	Train []string  `toml:"train"` // tensors that train as they are
-	Mix   float64   `toml:"mix"`   // distill: weight of the next-token loss beside the divergence
-	TopK  int       `toml:"top_k"` // distill: keep the base's k likeliest words on disk instead of running it beside; 0: run it
+	// Full layers stay as the base has them, their updates of low rank too. What makes them find a word far back is hardly ever asked for in running
+	// text, and is lost where they train: recall falls while the loss falls (docs/results/hybrid.md).
+	KeepFull bool `toml:"keep_full"`
+
+	Mix  float64 `toml:"mix"`   // distill: weight of the next-token loss beside the divergence
+	TopK int     `toml:"top_k"` // distill: keep the base's k likeliest words on disk instead of running it beside; 0: run it
 
 	Tokens int64 `toml:"tokens"` // instead of steps
 	train.Settings
@@ -76,13 +80,13 @@ func DefaultRecipe() Recipe {
 	return Recipe{Windows: "64", Slots: 64, Gates: string(GateSpread), Seed: 1, Context: 2048, Batch: 8, LoRA: LoRA{Rank: 16, Alpha: 32}, Stages: DefaultStages()}
 }
 
-// DefaultStages are attention transfer, then the divergence from the base, MLPs frozen.
+// DefaultStages are attention transfer, then the divergence from the base, MLPs and full layers frozen.
 func DefaultStages() []Stage {
 	transfer, distill := newStage(), newStage()
 	transfer.Kind, transfer.Train, transfer.LearningRate, transfer.Tokens = Transfer, []string{"self_attn"}, 1e-3, 9_000_000
 	transfer.LearningRateFactors = map[string]float64{"g_proj": 3}
 	distill.Kind, distill.Train, distill.Tokens = Distill, []string{"self_attn", "layernorm"}, 20_000_000
-	distill.LearningRate = 1e-3
+	distill.LearningRate, distill.KeepFull = 1e-3, true
 	return []Stage{transfer, distill}
 }
 

@@ -27,6 +27,7 @@ learning_rate_factors = { g_proj = 3.0 }
 kind = "distill"
 train = ["g_proj"]
 mix = 0.5
+keep_full = true
 steps = 7
 [lora]
 targets = ["q_proj", "o_proj"]
@@ -41,7 +42,7 @@ targets = ["q_proj", "o_proj"]
 	if a.Kind != Transfer || a.Steps != 100 || a.LearningRate != 2e-3 || a.LearningRateFactors["g_proj"] != 3 || a.Clip == 0 {
 		t.Errorf("first stage %+v", a)
 	}
-	if b.Kind != Distill || b.Steps != 7 || b.Mix != .5 || r.LoRA.Rank != 16 || !slices.Equal(r.LoRA.Targets, []string{"q_proj", "o_proj"}) {
+	if b.Kind != Distill || b.Steps != 7 || b.Mix != .5 || !b.KeepFull || a.KeepFull || r.LoRA.Rank != 16 || !slices.Equal(r.LoRA.Targets, []string{"q_proj", "o_proj"}) {
 		t.Errorf("second stage %+v", b)
 	}
 	d := DefaultRecipe()

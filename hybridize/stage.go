@@ -50,7 +50,7 @@ func (c *conversion) selected(hybrid *model.Config, i int) (map[string]bool, err
 		layer := layerOf(name)
 		full := layer >= 0 && hybrid.LayerWindows[layer] == attention.Full
 		switch {
-		case full && (s.Kind == Transfer || name == gateName(layer)):
+		case full && (s.Kind == Transfer || s.KeepFull || name == gateName(layer)):
 		case s.Kind == Transfer && (layer < 0 || !strings.Contains(name, "self_attn") && !strings.Contains(name, "input_layernorm")):
 			return nil, fmt.Errorf("train: %s is not part of the attention", name)
 		default:
@@ -174,13 +174,11 @@ func (r *stageRun) close() {
 func (r *stageRun) train(ctx context.Context, i int) error {
 	s := r.stage
 	settings := s.Settings
-	settings.LearningRateFactors = maps.Clone(settings.LearningRateFactors)
-	if _, set := settings.LearningRateFactors["lora_B"]; !set && len(r.LoRA.Targets) > 0 {
-		if settings.LearningRateFactors == nil {
-			settings.LearningRateFactors = map[string]float64{}
-		}
+	settings.LearningRateFactors = map[string]float64{}
+	if len(r.LoRA.Targets) > 0 {
 		settings.LearningRateFactors["lora_B"] = r.LoRA.Alpha / float64(r.LoRA.Rank)
 	}
+	maps.Copy(settings.LearningRateFactors, s.LearningRateFactors)
 	identity, err := r.identity(i)
 	if err != nil {
 		return err
@@ -193,6 +191,17 @@ func (r *stageRun) train(ctx context.Context, i int) error {
 		if err := r.keep(ctx, i, identity); err != nil {
 			return err
 		}
+	}
+	trains, all, tensors := 0, 0, 0
+	for _, p := range r.student.Parameters() {
+		if layer := layerOf(p.Name); s.KeepFull && layer >= 0 && r.student.Config.LayerWindows[layer] == attention.Full { // an update of low rank
+			settings.LearningRateFactors[fmt.Sprintf("layers.%d.", layer)] = 0
+			continue
+		}
+		trains, tensors = trains+p.Value.Len(), tensors+1
+	}
+	for _, p := range r.student.Tensors() {
+		all += p.Value.Len()
 	}
 	ahead := train.NewAhead(source)
 	defer ahead.Close()
@@ -208,14 +217,7 @@ func (r *stageRun) train(ctx context.Context, i int) error {
 	case Distill:
 		t.SetObjective(r.distill.objective)
 	}
-	trains, all := 0, 0
-	for _, p := range r.student.Parameters() {
-		trains += p.Value.Len()
-	}
-	for _, p := range r.student.Tensors() {
-		all += p.Value.Len()
-	}
-	r.Reporter.Notice(fmt.Sprintf("stage %d, %s: %d of %d parameters train, in %d tensors", i+1, s.Kind, trains, all, len(r.student.Parameters())))
+	r.Reporter.Notice(fmt.Sprintf("stage %d, %s: %d of %d parameters train, in %d tensors", i+1, s.Kind, trains, all, tensors))
 	l := &train.Loop{Trainer: t, Dir: r.dir, Identity: identity, Reporter: r.Reporter}
 	switch {
 	case r.text.held != nil:
