@@ -1,12 +1,7 @@
 package hybridize
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 
 	"nha/eval"
 	"nha/model"
@@ -24,43 +19,25 @@ func (t *tuner) passkeys(ctx context.Context) ([]model.Batch, error) {
 	if t.RecallLength == 0 {
 		return nil, nil
 	}
-	var text bytes.Buffer
-	o := eval.Options{Tasks: []string{"passkey"}, Lengths: []int{t.RecallLength}, Limit: t.RecallCount, Haystack: t.Haystack, Seed: t.Seed}
-	if err := eval.Export(ctx, t.m, t.tk, &text, o); err != nil {
+	keys, err := eval.Requests(ctx, t.m, t.tk, eval.Options{Tasks: []string{"passkey"}, Lengths: []int{t.RecallLength}, Limit: t.RecallCount, Haystack: t.Haystack, Seed: t.Seed})
+	if err != nil {
 		return nil, err
 	}
-	before, _ := t.tk.Template()
 	list := []model.Batch{{}}
-	for d := json.NewDecoder(&text); ; {
-		var x struct {
-			Doc struct {
-				Input     string   `json:"input"`
-				Prefix    string   `json:"gen_prefix"`
-				Delimiter string   `json:"delimiter"`
-				Outputs   []string `json:"outputs"`
-			} `json:"doc"`
-		}
-		if err := d.Decode(&x); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			return nil, fmt.Errorf("pass keys: %w", err)
-		}
-		asked := t.tk.EncodeAppend(append([]int32(nil), before...), x.Doc.Input+x.Doc.Delimiter+x.Doc.Prefix)
-		key := t.tk.Encode(" " + x.Doc.Outputs[0])
+	for _, k := range keys {
 		b := &list[len(list)-1]
-		if n := len(b.Tokens); n > 0 && n+len(asked)+len(key) > max(t.Context, 8<<10) {
+		if n := len(b.Tokens); n > 0 && n+len(k.Tokens) > max(t.Context, 8<<10) {
 			list = append(list, model.Batch{})
 			b = &list[len(list)-1]
 		}
-		tokens := append(asked, key...)
-		for i := range tokens {
+		for i := range k.Tokens {
 			target := int32(-1)
-			if next := i + 1; next >= len(asked) && next < len(tokens) {
-				target = tokens[next]
+			if next := i + 1; next >= k.From && next < len(k.Tokens) {
+				target = k.Tokens[next]
 			}
 			b.Targets = append(b.Targets, target)
 		}
-		b.Tokens, b.Lengths = append(b.Tokens, tokens...), append(b.Lengths, len(tokens))
+		b.Tokens, b.Lengths = append(b.Tokens, k.Tokens...), append(b.Lengths, len(k.Tokens))
 	}
 	return list, nil
 }
