@@ -283,9 +283,12 @@ func TestConversionRefusals(t *testing.T) {
 		"windows":                      func(o *Options) { o.Windows = "8 full" },
 		"data: stages train on text":   func(o *Options) { o.Data = nil },
 		"every layer is full":          func(o *Options) { o.Windows = "full" },
-		"exists":                       func(o *Options) { o.Out = base },
-		"top_k 257: must be below":     func(o *Options) { o.Stages[1].TopK = 257 },
-		`unknown task "chess"`:         func(o *Options) { o.Tasks = []string{"chess"} },
+		"keep_full keeps those": func(o *Options) {
+			o.Windows, o.LoRA.Targets, o.Stages = "full", []string{"q_proj"}, o.Stages[1:]
+		},
+		"exists":                   func(o *Options) { o.Out = base },
+		"top_k 257: must be below": func(o *Options) { o.Stages[1].TopK = 257 },
+		`unknown task "chess"`:     func(o *Options) { o.Tasks = []string{"chess"} },
 	} {
 		o := options(t, base)
 		change(&o)

@@ -39,12 +39,12 @@ func gateName(layer int) string { return fmt.Sprintf("model.layers.%d.self_attn.
 func (c *conversion) selected(hybrid *model.Config, i int) (map[string]bool, error) {
 	s := &c.Stages[i]
 	chosen := map[string]bool{}
-	if len(s.Train) == 0 {
-		return chosen, nil
-	}
-	list, err := Select(specNames(hybrid), s.Train)
-	if err != nil {
-		return nil, err
+	var list []string
+	if len(s.Train) > 0 {
+		var err error
+		if list, err = Select(specNames(hybrid), s.Train); err != nil {
+			return nil, err
+		}
 	}
 	for _, name := range list {
 		layer := layerOf(name)
@@ -57,8 +57,12 @@ func (c *conversion) selected(hybrid *model.Config, i int) (map[string]bool, err
 			chosen[name] = true
 		}
 	}
-	if len(chosen) == 0 && len(c.LoRA.Targets) == 0 {
-		return nil, fmt.Errorf("nothing is left to train: every layer is full")
+	switch {
+	case len(chosen) > 0:
+	case len(c.LoRA.Targets) == 0:
+		return nil, errors.New("nothing is left to train: every layer is full")
+	case s.KeepFull && !slices.ContainsFunc(hybrid.LayerWindows, func(w int) bool { return w != attention.Full }):
+		return nil, errors.New("nothing is left to train: every layer is full, and keep_full keeps those")
 	}
 	return chosen, nil
 }
