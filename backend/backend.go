@@ -8,6 +8,7 @@ package backend
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -31,6 +32,9 @@ type Backend interface {
 	Training
 	Distillation
 }
+
+// OnHost says that a backend computes on the processor, in the program's own memory.
+func OnHost(b Backend) bool { return slices.Contains([]string{"ref", "cpu", "cpu-f32"}, b.Name()) }
 
 // Fault is a failure of a device under an op. Ops return no error, so it comes as a panic; programs recover it to say it in one line.
 type Fault interface {

@@ -5,17 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"nha/autograd"
 	"nha/backend"
 	"nha/generate"
 	"nha/model"
-	"nha/tensor"
 )
 
 // Curves measures what constant memory buys: the time of a decoding step and the memory against depth, the time to the first
@@ -405,14 +402,8 @@ func forget(m *model.Model, batch int) {
 }
 
 func (o *Curves) prefill(ctx context.Context, l *loaded, p *CurvePoint) (err error) {
-	b := l.m.Backend()
-	text := prompt{m: l.m, tape: autograd.New(b), chunk: generate.DefaultChunk(b), logits: tensor.New(b.DType(), tensor.Of(1, l.m.Config.VocabSize))}
-	text.tape.Record(false)
+	text := newPrompt(l.m, p.Depth, generate.DefaultChunk(l.m.Backend()))
 	defer text.tape.Close()
-	r := rand.New(rand.NewPCG(1, 2))
-	for range p.Depth {
-		text.ids = append(text.ids, r.Int32N(int32(l.m.Config.VocabSize)))
-	}
 	if p.MS, p.Runs, err = o.runsOf(ctx, text.read); err != nil {
 		return err
 	}

@@ -68,13 +68,8 @@ func (o *Prefill) Run(ctx context.Context, b backend.Backend, emit Emit) error {
 }
 
 func (o *Prefill) measure(ctx context.Context, b backend.Backend, m *model.Model, tokens int) (PrefillResult, error) {
-	p := prompt{m: m, tape: autograd.New(b), chunk: o.Chunk, logits: tensor.New(b.DType(), tensor.Of(1, m.Config.VocabSize))}
-	p.tape.Record(false)
+	p := newPrompt(m, tokens, o.Chunk)
 	defer p.tape.Close()
-	r := rand.New(rand.NewPCG(1, 2))
-	for range tokens {
-		p.ids = append(p.ids, r.Int32N(int32(m.Config.VocabSize)))
-	}
 	settle()
 	seconds, err := o.median(ctx, p.read)
 	if err != nil {
@@ -94,6 +89,18 @@ type prompt struct {
 	chunk  int
 	state  *model.State
 	logits tensor.Tensor // on the host
+}
+
+// newPrompt is a text of random tokens, read chunk at a time. Its tape is to be closed.
+func newPrompt(m *model.Model, tokens, chunk int) *prompt {
+	b := m.Backend()
+	p := &prompt{m: m, tape: autograd.New(b), chunk: chunk, logits: tensor.New(b.DType(), tensor.Of(1, m.Config.VocabSize))}
+	p.tape.Record(false)
+	r := rand.New(rand.NewPCG(1, 2))
+	for range tokens {
+		p.ids = append(p.ids, r.Int32N(int32(m.Config.VocabSize)))
+	}
+	return p
 }
 
 func (p *prompt) read() {

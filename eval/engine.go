@@ -48,7 +48,7 @@ const (
 func newEngine(m *model.Model, tk tokenizer.Tokenizer, batchTokens int) *engine {
 	e := &engine{m: m, tk: tk, g: generate.New(m, tk), tape: autograd.New(m.Backend()), batchTokens: batchTokens, stateBytes: stateLimit,
 		headRows: 64, forkTokens: 24}
-	if !generate.OnHost(m.Backend()) { // a card reads a few tokens more in no time, and likes large products
+	if !backend.OnHost(m.Backend()) { // a card reads a few tokens more in no time, and likes large products
 		e.headRows, e.forkTokens = 256, 512
 	}
 	e.tape.Record(false)

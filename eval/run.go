@@ -13,7 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"nha/generate"
+	"nha/backend"
 	"nha/model"
 	"nha/tokenizer"
 )
@@ -69,7 +69,7 @@ func Run(ctx context.Context, m *model.Model, tk tokenizer.Tokenizer, name strin
 		return nil, err
 	}
 	if o.BatchTokens == 0 {
-		if o.BatchTokens = 16384; generate.OnHost(m.Backend()) {
+		if o.BatchTokens = 16384; backend.OnHost(m.Backend()) {
 			o.BatchTokens = 2048
 		}
 	}

@@ -25,15 +25,10 @@ import (
 // DefaultChunk is how many tokens of a prompt are read at a time on a backend: activations for more never exist. On a card it is many, as
 // sessions are values on the host: their states, a full window's keys and values among them, travel there and back with every chunk.
 func DefaultChunk(b backend.Backend) int {
-	if OnHost(b) {
+	if backend.OnHost(b) {
 		return 512
 	}
 	return 16384
-}
-
-// OnHost says that a backend computes in the memory that sessions live in.
-func OnHost(b backend.Backend) bool {
-	return slices.Contains([]string{"ref", "cpu", "cpu-f32"}, b.Name())
 }
 
 // Generator is a model with its tokenizer and the scratch memory that all sessions share.

@@ -48,7 +48,7 @@ func (c *conversion) selected(hybrid *model.Config, i int) (map[string]bool, err
 	}
 	for _, name := range list {
 		layer := layerOf(name)
-		full := layer >= 0 && hybrid.LayerWindows[layer] == attention.Full
+		full := inFull(name, hybrid.LayerWindows)
 		switch {
 		case full && (s.Kind == Transfer || s.KeepFull || name == gateName(layer)):
 		case s.Kind == Transfer && (layer < 0 || !strings.Contains(name, "self_attn") && !strings.Contains(name, "input_layernorm")):
@@ -79,6 +79,12 @@ func layerOf(name string) int {
 		return -1
 	}
 	return layer
+}
+
+// inFull says that a tensor belongs to a layer with the whole context.
+func inFull(name string, w model.Windows) bool {
+	layer := layerOf(name)
+	return layer >= 0 && w[layer] == attention.Full
 }
 
 // stageDir is where stage i leaves its model; -1: the start.
@@ -198,8 +204,8 @@ func (r *stageRun) train(ctx context.Context, i int) error {
 	}
 	trains, all, tensors := 0, 0, 0
 	for _, p := range r.student.Parameters() {
-		if layer := layerOf(p.Name); s.KeepFull && layer >= 0 && r.student.Config.LayerWindows[layer] == attention.Full { // an update of low rank
-			settings.LearningRateFactors[fmt.Sprintf("layers.%d.", layer)] = 0
+		if s.KeepFull && inFull(p.Name, r.student.Config.LayerWindows) { // an update of low rank
+			settings.LearningRateFactors[fmt.Sprintf("layers.%d.", layerOf(p.Name))] = 0
 			continue
 		}
 		trains, tensors = trains+p.Value.Len(), tensors+1
